@@ -1,0 +1,169 @@
+//! One type per kind of id, so that no two kinds can be confused.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! uuid_id {
+    ($($(#[$doc:meta])* $name:ident;)+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new id (UUID version 7: ids of one process sort by the time they were made).
+            #[must_use]
+            #[allow(clippy::new_without_default, reason = "an id is made on purpose, never by default")]
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+    )+};
+}
+
+uuid_id! {
+    /// A task in the queue.
+    TaskId;
+    /// A message on the bus; receivers drop duplicates by it.
+    MessageId;
+    /// One life of a process. A restarted agent keeps its [`AgentId`] and takes a new one of these.
+    InstanceId;
+    /// An incident: one cause, from its first failed probe to its verified end.
+    IncidentId;
+    /// One execution of a runbook.
+    RunId;
+}
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{kind} {text:?} is not allowed: use 1 to {max} of the characters a-z, A-Z, 0-9, '.', '_', '-', ':' and '/', the first of them a letter or digit"
+)]
+pub struct InvalidName {
+    kind: &'static str,
+    text: String,
+    max: usize,
+}
+
+/// Longest name in bytes.
+const MAX_NAME: usize = 128;
+
+fn check_name(kind: &'static str, text: &str) -> Result<(), InvalidName> {
+    let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b));
+    if first && rest && text.len() <= MAX_NAME {
+        return Ok(());
+    }
+    let text = text.chars().take(MAX_NAME).collect();
+    Err(InvalidName { kind, text, max: MAX_NAME })
+}
+
+macro_rules! name_id {
+    ($($(#[$doc:meta])* $name:ident $kind:literal;)+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks the name.
+            ///
+            /// # Errors
+            /// When it is empty, longer than 128 bytes, or holds characters that would need
+            /// quoting in a URL path, a file name or a log line.
+            pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
+                let text = text.into();
+                check_name($kind, &text)?;
+                Ok(Self(text))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+    )+};
+}
+
+name_id! {
+    /// The name that an agent chose for itself; stable over its restarts.
+    AgentId "agent name";
+    /// What an agent can do; tasks ask for one.
+    Capability "capability";
+    /// A component of the deployment: `dotnetagents-api`, `postgres-0`, `worker-pool-2`.
+    ComponentName "component name";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_on_every_way_in() {
+        assert!(AgentId::new("worker-1").is_ok());
+        assert!(AgentId::new("llm/gpt:4.1").is_ok());
+        for bad in ["", "-x", "a b", "ä", "a\n", &"x".repeat(129)] {
+            assert!(AgentId::new(bad).is_err(), "{bad:?}");
+            let json = serde_json::to_string(bad).unwrap();
+            assert!(serde_json::from_str::<AgentId>(&json).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_very_long_name_is_not_repeated_in_full() {
+        let error = Capability::new("y".repeat(10_000)).unwrap_err().to_string();
+        assert!(error.len() < 400, "{error}");
+    }
+}

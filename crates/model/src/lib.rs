@@ -1,0 +1,23 @@
+//! The vocabulary of Resurgam: ids, durations, severities, states, the plan and the report.
+//!
+//! Everything here is a plain value. Nothing does I/O, reads a clock or keeps global state, so
+//! that every decision built on these types can be tested without a machine around it.
+
+pub mod agent;
+pub mod database;
+pub mod duration;
+pub mod id;
+pub mod message;
+pub mod objective;
+pub mod payload;
+pub mod plan;
+pub mod report;
+pub mod scenario;
+pub mod task;
+
+pub use duration::Duration;
+pub use id::{AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId};
+pub use jiff::Timestamp;
+pub use objective::{Objectives, Severity};
+pub use payload::Payload;
+pub use scenario::Scenario;

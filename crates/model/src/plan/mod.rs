@@ -1,0 +1,235 @@
+//! The plan: what is deployed, what is promised, who is called. One file, `resurgam.toml`.
+
+mod effective;
+
+pub use effective::{EffectivePlan, Origin, PlanError, Setting};
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Capability, Duration, Objectives, Scenario};
+
+/// The whole plan. Every part has a default: without a file this is the embedded plan, which
+/// needs nothing but this program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plan {
+    /// Where and as what the platform runs.
+    pub deployment: Deployment,
+    /// The HTTP interface.
+    pub api: Api,
+    /// The pool of workers.
+    pub workers: Workers,
+    /// Where the durable state lies.
+    pub store: Store,
+    /// PostgreSQL instances that the deployment runs itself.
+    pub postgres: Postgres,
+    /// How failures are noticed.
+    pub detection: Detection,
+    /// RTO and RPO per scenario, where they differ from the defaults.
+    pub objectives: BTreeMap<Scenario, Objectives>,
+    /// Who is called.
+    pub contacts: Contacts,
+}
+
+impl Plan {
+    /// What the scenario promises under this plan.
+    #[must_use]
+    pub fn objectives(&self, scenario: Scenario) -> Objectives {
+        self.objectives.get(&scenario).copied().unwrap_or_else(|| scenario.default_objectives())
+    }
+}
+
+/// Where and as what the platform runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Deployment {
+    /// The prefix of the workloads' names, and the name of the database.
+    pub name: String,
+    /// Where everything that lasts is kept. Relative paths start at the plan file's folder.
+    pub state_dir: PathBuf,
+    /// Whether drills may break this deployment.
+    pub drills: Drills,
+}
+
+impl Default for Deployment {
+    fn default() -> Self {
+        Self {
+            name: "dotnetagents".to_owned(),
+            state_dir: PathBuf::from("resurgam-data"),
+            drills: Drills::Refused,
+        }
+    }
+}
+
+/// Whether drills may break a deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drills {
+    /// They may.
+    Allowed,
+    /// They may not; the default, so that nobody drills in production by accident.
+    Refused,
+}
+
+/// The HTTP interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// The address to listen on. Only loopback addresses are taken while there is no access
+    /// control.
+    pub host: IpAddr,
+    /// The port of the API; 0 takes a free one.
+    pub port: u16,
+    /// The largest payload or result in bytes of its JSON text.
+    pub max_payload_bytes: usize,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { host: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0, max_payload_bytes: 1024 * 1024 }
+    }
+}
+
+/// The pool of workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Workers {
+    /// How many worker processes.
+    pub replicas: u16,
+    /// What they can do.
+    pub capabilities: Vec<Capability>,
+    /// The program that does it, and its arguments: payload on standard input, result on
+    /// standard output, exit code 0 for success. Without one, the built-in `sha256` is all
+    /// there is.
+    pub exec: Vec<String>,
+    /// Tasks that one worker works on at once.
+    pub concurrency: u32,
+    /// How long a lease lasts unless the worker extends it.
+    pub lease: Duration,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            capabilities: Capability::new("sha256").into_iter().collect(),
+            exec: Vec::new(),
+            concurrency: 4,
+            lease: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Which database holds the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// A SQLite file in the state folder.
+    Sqlite,
+    /// PostgreSQL instances that the deployment runs, supervises and recovers.
+    Postgres,
+    /// A PostgreSQL that somebody else runs, at `store.url`.
+    External,
+}
+
+/// Where the durable state lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Which database.
+    pub kind: StoreKind,
+    /// `postgresql://user@host1:5432,host2:5432/database`, for an external PostgreSQL. The
+    /// writable one of several hosts is followed. Also the environment variable `DATABASE_URL`,
+    /// which is the better place for a password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Connections that each process may hold. Also `DATABASE_MAX_POOL_SIZE`.
+    pub max_pool_size: u32,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { kind: StoreKind::Sqlite, url: None, max_pool_size: 8 }
+    }
+}
+
+/// PostgreSQL instances that the deployment runs itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Postgres {
+    /// How many standbys beside the primary.
+    pub standbys: u16,
+    /// Whether a commit waits until a standby has it on disk. With `true`, no acknowledged
+    /// write is lost when the primary is; with `false`, what the standby has not received is.
+    pub synchronous: bool,
+    /// The folder of `postgres`, `initdb` and the others; found by itself if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bin_dir: Option<PathBuf>,
+    /// How long a primary may accept writes without word from the controller. When it ends, the
+    /// kernel kills the instance, so that this is also the time until a primary that cannot be
+    /// reached may be replaced.
+    pub lease: Duration,
+    /// How long commits may wait for a synchronous standby that is gone, before the primary
+    /// goes on alone. Until redundancy is back no failover without loss is possible.
+    pub degrade_after: Duration,
+    /// `shared_buffers` and other settings, as in `postgresql.conf`. Settings on which
+    /// replication and fencing rest are refused.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            standbys: 1,
+            synchronous: true,
+            bin_dir: None,
+            lease: Duration::from_secs(3),
+            degrade_after: Duration::from_secs(5),
+            settings: BTreeMap::new(),
+        }
+    }
+}
+
+/// How failures are noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detection {
+    /// Each component is probed so often.
+    pub interval: Duration,
+    /// A probe that takes longer has failed.
+    pub timeout: Duration,
+    /// So many failures in a row make a component suspect.
+    pub failures: u32,
+    /// So many successes in a row end the suspicion.
+    pub successes: u32,
+}
+
+impl Default for Detection {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_millis(250),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+            successes: 2,
+        }
+    }
+}
+
+/// Who is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Contacts {
+    /// The engineer on call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_call: Option<String>,
+    /// The database team.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// The infrastructure team.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub infrastructure: Option<String>,
+}

@@ -1,0 +1,145 @@
+//! The failures that Resurgam knows how to recover from.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Duration, Objectives, Severity};
+
+/// A failure scenario. The names are those of the command line, the plan and the reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// The primary of PostgreSQL is lost and a standby exists.
+    PostgresPrimary,
+    /// The agent registry does not answer.
+    AgentRegistry,
+    /// Workers died, with or without tasks in their hands.
+    WorkerPool,
+    /// The API does not answer.
+    Api,
+    /// Every process of the deployment is gone; its data folders are there.
+    FullStop,
+}
+
+/// A text names no scenario.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no scenario {text:?}{}", hint(.nearest))]
+pub struct UnknownScenario {
+    text: String,
+    nearest: Option<Scenario>,
+}
+
+fn hint(nearest: &Option<Scenario>) -> String {
+    match nearest {
+        Some(scenario) => format!("; did you mean {scenario}?"),
+        None => {
+            let all: Vec<_> = Scenario::ALL.iter().map(Scenario::as_str).collect();
+            format!("; there are {}", all.join(", "))
+        }
+    }
+}
+
+impl Scenario {
+    /// All of them, the gravest first.
+    pub const ALL: [Self; 5] =
+        [Self::PostgresPrimary, Self::FullStop, Self::Api, Self::AgentRegistry, Self::WorkerPool];
+
+    /// The name on the command line.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::PostgresPrimary => "postgres-primary",
+            Self::AgentRegistry => "agent-registry",
+            Self::WorkerPool => "worker-pool",
+            Self::Api => "api",
+            Self::FullStop => "full-stop",
+        }
+    }
+
+    /// One line for lists.
+    #[must_use]
+    pub fn summary(&self) -> &'static str {
+        match self {
+            Self::PostgresPrimary => "the PostgreSQL primary is lost; its standby takes over",
+            Self::AgentRegistry => "the agent registry is gone; agents register again by themselves",
+            Self::WorkerPool => "workers die with tasks in their hands; the tasks return to the queue",
+            Self::Api => "the API is gone; callers retry until it is back",
+            Self::FullStop => "every process is killed at once; all state comes back from disk",
+        }
+    }
+
+    /// How bad it is.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::PostgresPrimary | Self::Api | Self::FullStop => Severity::P0,
+            Self::AgentRegistry | Self::WorkerPool => Severity::P1,
+        }
+    }
+
+    /// The objectives when the plan names no others. PostgreSQL, registry and worker pool have
+    /// those of the written procedure; it has none for the API alone, nor for a stop that leaves
+    /// the disks whole, so these two take 5 minutes like the other processes. Where the
+    /// procedure gives no recovery point, nothing acknowledged may be lost.
+    #[must_use]
+    pub fn default_objectives(&self) -> Objectives {
+        match self {
+            Self::PostgresPrimary => {
+                Objectives { rto: Duration::from_secs(15 * 60), rpo: Duration::from_secs(5 * 60) }
+            }
+            Self::AgentRegistry | Self::WorkerPool | Self::Api | Self::FullStop => {
+                Objectives { rto: Duration::from_secs(5 * 60), rpo: Duration::from_secs(0) }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = UnknownScenario;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| UnknownScenario {
+            text: text.chars().take(60).collect(),
+            nearest: nearest(text, Self::ALL.iter().map(|s| (s.as_str(), *s))),
+        })
+    }
+}
+
+/// The candidate whose name is most like the text, if one is like it at all.
+pub(crate) fn nearest<T>(text: &str, names: impl Iterator<Item = (&'static str, T)>) -> Option<T> {
+    names
+        .map(|(name, value)| (strsim::jaro_winkler(text, name), value))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_on_the_command_line_and_in_json() {
+        for scenario in Scenario::ALL {
+            assert_eq!(scenario.as_str().parse::<Scenario>().unwrap(), scenario);
+            let json = serde_json::to_string(&scenario).unwrap();
+            assert_eq!(json, format!("\"{scenario}\""));
+        }
+    }
+
+    #[test]
+    fn suggests_the_nearest() {
+        let near = "postgres-primry".parse::<Scenario>().unwrap_err().to_string();
+        assert!(near.contains("did you mean postgres-primary?"), "{near}");
+        let far = "zzz".parse::<Scenario>().unwrap_err().to_string();
+        assert!(far.contains("worker-pool"), "{far}");
+    }
+}

@@ -1,0 +1,204 @@
+//! The durable state of the platform, behind one seam with two adapters: SQLite, which needs
+//! nothing else, and PostgreSQL.
+//!
+//! # Guarantees, of both adapters
+//! - A call that returned `Ok` is durable: it survives the death of every process and of the
+//!   machine's power (SQLite: WAL with `synchronous = FULL`; PostgreSQL: the server's
+//!   `synchronous_commit`, with a synchronous standby also the loss of the primary).
+//! - A call that returned an error for which [`Error::is_transient`] holds may or may not have
+//!   taken effect. Every call may be repeated: keys, tokens and message ids make the repetition
+//!   harmless.
+//! - Each call is one transaction, however many items it carries.
+//!
+//! # Why operations and not queries
+//! The seam is at "claim tasks", not at "run SQL", so that each adapter can use what its
+//! database does best: `FOR UPDATE SKIP LOCKED` in one, a single writer with group commit in
+//! the other.
+
+mod error;
+pub mod postgres;
+pub mod sqlite;
+
+pub use error::Error;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use resurgam_model::agent::{Agent, HeartbeatTerms, Registration};
+use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::task::{
+    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
+    TaskState,
+};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// What calls to the store return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The whole seam.
+pub trait Store: Tasks + Registry + Messages + Admin {}
+
+impl<T: Tasks + Registry + Messages + Admin> Store for T {}
+
+/// A store that many can share.
+pub type SharedStore = Arc<dyn Store>;
+
+/// The task queue.
+#[async_trait]
+pub trait Tasks: Send + Sync + 'static {
+    /// Hands in tasks: all of them or, on an error, none. A task whose idempotency key is known
+    /// already (also one that occurs twice in the same call) gives the earlier task back.
+    async fn submit(&self, tasks: &[NewTask]) -> Result<Vec<Submitted>>;
+
+    /// Claims up to `claim.max` tasks that are ready, whose time has come and whose capability
+    /// the claimer has: highest priority first, then the longest waiting. Each claim raises the
+    /// task's token and its count of attempts.
+    ///
+    /// # Errors
+    /// [`Error::UnknownAgent`] unless the agent is registered, in this life, and available.
+    async fn claim(&self, claim: &Claim) -> Result<Vec<Lease>>;
+
+    /// Extends leases to `lease` from now. Answers one outcome per lease, in order.
+    async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>>;
+
+    /// Completes tasks, and sends each one's `reply_to` a `task.completed` message in the same
+    /// transaction. Saying the same again (same token, completed already) is
+    /// [`Outcome::Accepted`] and changes nothing. An expired lease that nobody has taken back
+    /// yet still counts.
+    async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>>;
+
+    /// Ends tries that failed: back to ready after the policy's wait, or dead when tries are
+    /// used up or `retry` is false; a dead task sends `reply_to` a `task.dead` message. Saying
+    /// the same again under the same token is [`Outcome::Accepted`] if the task has not been
+    /// claimed since.
+    async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>>;
+
+    /// Takes back up to `limit` leases that have expired: ready at once, or dead when tries are
+    /// used up. Returns how many were taken back.
+    async fn return_expired(&self, limit: u32) -> Result<u64>;
+
+    /// Takes back the leases of an agent: those of one life, or all that are not of the life
+    /// `except`. Ready at once, or dead when tries are used up.
+    async fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> Result<u64>;
+
+    /// One task.
+    async fn task(&self, id: TaskId) -> Result<Option<Task>>;
+
+    /// Tasks in the order in which they were handed in, after `after` if given.
+    async fn tasks(&self, query: &TaskQuery) -> Result<Vec<Task>>;
+
+    /// Counts by capability, in the order of the names.
+    async fn task_counts(&self) -> Result<Vec<(Capability, TaskCounts)>>;
+}
+
+/// Which leases of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeasesOf {
+    /// Those that this life of the agent took.
+    Life(InstanceId),
+    /// Those that earlier lives took, given the present one.
+    EarlierLives(InstanceId),
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskQuery {
+    /// Only those that stand there.
+    pub state: Option<TaskState>,
+    /// Only those of this kind.
+    pub capability: Option<Capability>,
+    /// Only those that came after this one.
+    pub after: Option<TaskId>,
+    /// At most so many; 0 stands for 100, and 1000 is the most.
+    pub limit: u32,
+}
+
+impl TaskQuery {
+    /// The limit that applies.
+    #[must_use]
+    pub fn effective_limit(&self) -> u32 {
+        if self.limit == 0 { 100 } else { self.limit.min(1000) }
+    }
+}
+
+/// The registry of agents.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Registers an agent. Under the same instance it refreshes the entry and brings a gone
+    /// agent back; under a new instance it also returns the leases of earlier lives to the
+    /// queue, in the same transaction.
+    async fn register(&self, registration: &Registration) -> Result<Registered>;
+
+    /// Signs of life. Answers one word per agent, in order: false when the agent must register
+    /// again, because it is unknown, counts as gone, or lives another life.
+    async fn heartbeat(&self, agents: &[(AgentId, InstanceId)]) -> Result<Vec<bool>>;
+
+    /// Declares those gone that have not been seen for `terms.expire_after`, and returns their
+    /// leases in the same transaction.
+    async fn expire(&self, terms: &HeartbeatTerms) -> Result<Vec<AgentId>>;
+
+    /// Takes an agent that leaves in order out of the registry and returns its leases. An agent
+    /// that is unknown, or lives another life, is left alone.
+    async fn deregister(&self, agent: &AgentId, instance: InstanceId) -> Result<()>;
+
+    /// One agent.
+    async fn agent(&self, id: &AgentId) -> Result<Option<Agent>>;
+
+    /// Agents in the order of their names, gone ones too.
+    async fn agents(&self) -> Result<Vec<Agent>>;
+}
+
+/// The answer to a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Leases of earlier lives that went back to the queue.
+    pub leases_returned: u64,
+}
+
+/// Durable mailboxes, one per agent: what the embedded bus is made of.
+#[async_trait]
+pub trait Messages: Send + Sync + 'static {
+    /// Accepts messages. One whose id is known changes nothing.
+    async fn send(&self, messages: &[NewMessage]) -> Result<()>;
+
+    /// What lies in the mailbox of `agent`, oldest first, those after `after` if given. They
+    /// stay until they are acknowledged.
+    async fn receive(
+        &self,
+        agent: &AgentId,
+        after: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<Message>>;
+
+    /// Takes messages out of the mailbox, by their sequence numbers.
+    async fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> Result<()>;
+}
+
+/// Care of the store itself.
+#[async_trait]
+pub trait Admin: Send + Sync + 'static {
+    /// Brings the schema up to this program's version. Harmless when it is there already, also
+    /// when several processes try at once.
+    ///
+    /// # Errors
+    /// [`Error::NewerSchema`] when a later version of the program has been here.
+    async fn migrate(&self) -> Result<()>;
+
+    /// Writes a row and reads it back in another transaction: what works here works for the
+    /// platform.
+    async fn check(&self) -> Result<Check>;
+
+    /// `sqlite` or `postgres`.
+    fn kind(&self) -> &'static str;
+}
+
+/// What [`Admin::check`] found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// The database's clock.
+    pub at: Timestamp,
+    /// Where the write went: the file, or the server's address, without any password.
+    pub location: String,
+}
