@@ -1,0 +1,4 @@
+//! x
+pub mod contain;
+pub mod fuse;
+pub mod programs;
