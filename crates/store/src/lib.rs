@@ -15,6 +15,7 @@
 //! database does best: `FOR UPDATE SKIP LOCKED` in one, a single writer with group commit in
 //! the other.
 
+mod column;
 mod error;
 pub mod postgres;
 pub mod sqlite;

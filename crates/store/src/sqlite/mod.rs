@@ -1,0 +1,103 @@
+//! The store in one file, for a platform on one machine.
+//!
+//! Any number of processes may have the file open. Within each, one thread writes and a few
+//! connections read; see [`writer`] for how requests share a commit.
+
+mod connection;
+mod fault;
+mod messages;
+mod migrations;
+mod readers;
+mod registry;
+mod tasks;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use resurgam_model::Timestamp;
+use rusqlite::Row;
+use rusqlite::types::FromSql;
+use uuid::Uuid;
+
+use self::fault::Fault;
+use self::readers::Readers;
+use self::writer::Writer;
+use crate::{Admin, Check, Error, Result};
+
+/// A store in a SQLite file.
+pub struct SqliteStore {
+    path: PathBuf,
+    writer: Writer,
+    readers: Readers,
+}
+
+impl SqliteStore {
+    /// Opens the file, or makes an empty one. The folder must be there. [`Admin::migrate`] has to
+    /// run before anything else will work.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or is no database.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let connection = connection::open_writer(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer: Writer::start(connection)?,
+            readers: Readers::new(path),
+        })
+    }
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Admin for SqliteStore {
+    async fn migrate(&self) -> Result<()> {
+        self.writer.run("migrate the schema", migrations::migrate).await
+    }
+
+    async fn check(&self) -> Result<Check> {
+        let write = |connection: &rusqlite::Connection| {
+            let mut statement = connection.prepare_cached(
+                "INSERT INTO checks (one, times, at) VALUES (1, 1, ?1)
+                 ON CONFLICT (one) DO UPDATE SET times = times + 1, at = excluded.at
+                 RETURNING times",
+            )?;
+            Ok(statement.query_row([now()], |row| row.get::<_, i64>(0))?)
+        };
+        let written = self.writer.run("write the check", write).await?;
+        let read = |connection: &rusqlite::Connection| {
+            let mut statement = connection.prepare_cached("SELECT times, at FROM checks")?;
+            Ok(statement.query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?)
+        };
+        let (found, at) = self.readers.run("read the check back", read).await?;
+        if found < written {
+            return Err(Error::Corrupt("what the check wrote cannot be read back".to_owned()));
+        }
+        Ok(Check { at: crate::column::time(at)?, location: self.path.display().to_string() })
+    }
+
+    fn kind(&self) -> &'static str {
+        "sqlite"
+    }
+}
+
+/// The clock, in the unit of the columns.
+fn now() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+/// A column of a row, or what is wrong with it.
+fn get<T: FromSql>(row: &Row<'_>, column: &str) -> Result<T, Fault> {
+    Ok(row.get(column)?)
+}
+
+/// A column with an id.
+fn id(row: &Row<'_>, column: &str) -> Result<Uuid, Fault> {
+    Ok(Uuid::from_bytes(row.get(column)?))
+}
