@@ -13,7 +13,9 @@ pub struct Duration(pub std::time::Duration);
 
 /// Why a text is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a duration: write a number and a unit, such as \"250ms\", \"15m\" or \"1h 30m\"")]
+#[error(
+    "{0:?} is not a duration: write a number and a unit, such as \"250ms\", \"15m\" or \"1h 30m\""
+)]
 pub struct InvalidDuration(String);
 
 impl Duration {

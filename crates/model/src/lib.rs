@@ -16,7 +16,9 @@ pub mod scenario;
 pub mod task;
 
 pub use duration::Duration;
-pub use id::{AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId};
+pub use id::{
+    AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId,
+};
 pub use jiff::Timestamp;
 pub use objective::{Objectives, Severity};
 pub use payload::Payload;

@@ -63,8 +63,12 @@ impl Scenario {
     pub fn summary(&self) -> &'static str {
         match self {
             Self::PostgresPrimary => "the PostgreSQL primary is lost; its standby takes over",
-            Self::AgentRegistry => "the agent registry is gone; agents register again by themselves",
-            Self::WorkerPool => "workers die with tasks in their hands; the tasks return to the queue",
+            Self::AgentRegistry => {
+                "the agent registry is gone; agents register again by themselves"
+            }
+            Self::WorkerPool => {
+                "workers die with tasks in their hands; the tasks return to the queue"
+            }
             Self::Api => "the API is gone; callers retry until it is back",
             Self::FullStop => "every process is killed at once; all state comes back from disk",
         }

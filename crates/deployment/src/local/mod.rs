@@ -54,8 +54,7 @@ impl LocalDeployment {
         let log = logs::path(&self.logs_dir, &spec.name);
         logs::prepare(&log)?;
         let name = spec.name.clone();
-        let supervised =
-            Supervised::start(spec, log, spawner.clone(), self.changed.clone());
+        let supervised = Supervised::start(spec, log, spawner.clone(), self.changed.clone());
         self.components.insert(name, supervised);
         Ok(())
     }
@@ -118,10 +117,8 @@ impl Deployment for LocalDeployment {
     }
 
     async fn route(&self, service: &str, target: Option<SocketAddr>) -> Result<()> {
-        let router = self
-            .routers
-            .get(service)
-            .ok_or_else(|| Error::UnknownService(service.to_owned()))?;
+        let router =
+            self.routers.get(service).ok_or_else(|| Error::UnknownService(service.to_owned()))?;
         router.route(target);
         Ok(())
     }

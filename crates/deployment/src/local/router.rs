@@ -32,11 +32,9 @@ impl Router {
     /// # Errors
     /// When the address is taken.
     pub async fn listen(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| Error::Listen { address, source })?;
-        let address =
-            listener.local_addr().map_err(|source| Error::Listen { address, source })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
         let (target, targets) = watch::channel(None);
         let accepting = tokio::spawn(accept(listener, targets)).abort_handle();
         Ok(Self { address, target, accepting })

@@ -127,7 +127,8 @@ pub async fn start(what: Contained<'_>) -> io::Result<Running> {
     // The child dies with the thread that makes it, so the thread stays until the child ends.
     std::thread::Builder::new().name("server-parent".to_owned()).spawn(move || {
         let root = rustix::process::geteuid().is_root();
-        let contained = if root { libc::CLONE_NEWPID } else { libc::CLONE_NEWPID | libc::CLONE_NEWUSER };
+        let contained =
+            if root { libc::CLONE_NEWPID } else { libc::CLONE_NEWPID | libc::CLONE_NEWUSER };
         let result = match prepared.spawn(contained) {
             Err(error) if refused(&error) => prepared.spawn(0).map(|pid| (pid, Strength::Process)),
             other => other.map(|pid| (pid, Strength::Kernel)),
@@ -248,11 +249,11 @@ impl Prepared {
         unsafe {
             let errno = || *libc::__errno_location();
             if flags & libc::c_long::from(libc::CLONE_NEWUSER) != 0 {
-                let files =
-                    [(c"/proc/self/setgroups", "deny"), (c"/proc/self/uid_map", &self.uid_map), (
-                        c"/proc/self/gid_map",
-                        &self.gid_map,
-                    )];
+                let files = [
+                    (c"/proc/self/setgroups", "deny"),
+                    (c"/proc/self/uid_map", &self.uid_map),
+                    (c"/proc/self/gid_map", &self.gid_map),
+                ];
                 for (path, text) in files {
                     let file = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
                     if file < 0 || libc::write(file, text.as_ptr().cast(), text.len()) < 0 {

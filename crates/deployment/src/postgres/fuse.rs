@@ -65,7 +65,8 @@ impl Fuse {
         event.sigev_signo = libc::SIGKILL;
         let mut timer: libc::timer_t = std::ptr::null_mut();
         // SAFETY: both pointers are valid for the call.
-        let made = unsafe { libc::timer_create(libc::CLOCK_BOOTTIME, &raw mut event, &raw mut timer) };
+        let made =
+            unsafe { libc::timer_create(libc::CLOCK_BOOTTIME, &raw mut event, &raw mut timer) };
         if made == 0 { Ok(Self { timer }) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -95,7 +96,12 @@ impl Fuse {
         let spec = libc::itimerspec { it_interval: never, it_value: value };
         // SAFETY: the timer is ours, the pointer valid for the call.
         let set = unsafe {
-            libc::timer_settime(self.timer, libc::TIMER_ABSTIME, &raw const spec, std::ptr::null_mut())
+            libc::timer_settime(
+                self.timer,
+                libc::TIMER_ABSTIME,
+                &raw const spec,
+                std::ptr::null_mut(),
+            )
         };
         if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn users_are_found_by_their_whole_name() {
-        let passwd = "root:x:0:0::/root:/bin/sh\npostgres2:x:5:5::/:/x\npostgres:x:101:104:P,,,:/v:/b\n";
+        let passwd =
+            "root:x:0:0::/root:/bin/sh\npostgres2:x:5:5::/:/x\npostgres:x:101:104:P,,,:/v:/b\n";
         let user = find_user(passwd, "postgres").unwrap();
         assert_eq!((user.uid, user.gid), (101, 104));
         assert_eq!(find_user(passwd, "nobody"), None);
