@@ -1,0 +1,161 @@
+//! What is checked of a request beyond its shape.
+
+use std::fmt::Display;
+use std::time::Duration as StdDuration;
+
+use resurgam_model::agent::Registration;
+use resurgam_model::message::NewMessage;
+use resurgam_model::task::{Claim, Completion, Failure, NewTask};
+use resurgam_model::{Duration, Payload};
+
+use crate::problem::Problem;
+use crate::serve::Limits;
+
+type Checked = Result<(), Problem>;
+
+/// The most items in one request.
+pub(super) const MAX_ITEMS: usize = 1000;
+/// The most tasks in one claim.
+const MAX_CLAIM: u32 = 256;
+/// The longest key, topic, kind or label in bytes.
+const MAX_TEXT: usize = 256;
+/// The most labels and capabilities of one agent.
+const MAX_TRAITS: usize = 256;
+const SHORTEST_LEASE: Duration = Duration::from_millis(100);
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+/// Longer delays and waits between tries are mistakes.
+const LONGEST_DELAY: Duration = Duration::from_secs(366 * 24 * 3600);
+
+pub(super) fn count(field: &str, items: usize) -> Checked {
+    if items <= MAX_ITEMS {
+        return Ok(());
+    }
+    Err(Problem::invalid_field(format!(
+        "{field}: {items} items in one request; at most {MAX_ITEMS} are taken"
+    )))
+}
+
+fn payload(field: impl Display, payload: &Payload, limits: &Limits) -> Checked {
+    size(field, payload.len(), limits)
+}
+
+fn size(field: impl Display, bytes: usize, limits: &Limits) -> Checked {
+    let limit = limits.max_payload_bytes;
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Problem::too_large(format!(
+        "{field} has {bytes} bytes; at most {limit} are taken. Store large data elsewhere and \
+         hand in where it is"
+    )))
+}
+
+fn text(field: impl Display, text: &str) -> Checked {
+    if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Problem::invalid_field(format!(
+        "{field}: use at most {MAX_TEXT} bytes without control characters"
+    )))
+}
+
+fn not_longer_than(field: impl Display, value: Duration, longest: Duration) -> Checked {
+    if value <= longest {
+        return Ok(());
+    }
+    Err(Problem::invalid_field(format!("{field} is {value}; at most {longest} is taken")))
+}
+
+pub(super) fn task(field: &str, task: &NewTask, limits: &Limits) -> Checked {
+    payload(format_args!("{field}payload"), &task.payload, limits)?;
+    if let Some(key) = &task.idempotency_key {
+        if key.is_empty() {
+            let detail = format!("{field}idempotency_key must not be empty; leave it out");
+            return Err(Problem::invalid_field(detail));
+        }
+        text(format_args!("{field}idempotency_key"), key)?;
+    }
+    if task.retry.max_attempts == 0 {
+        let detail = format!("{field}retry.max_attempts must be at least 1");
+        return Err(Problem::invalid_field(detail));
+    }
+    let delay = task.delay.unwrap_or_default();
+    not_longer_than(format_args!("{field}delay"), delay, LONGEST_DELAY)?;
+    not_longer_than(format_args!("{field}retry.backoff"), task.retry.backoff, LONGEST_DELAY)?;
+    let max_backoff = task.retry.max_backoff;
+    not_longer_than(format_args!("{field}retry.max_backoff"), max_backoff, LONGEST_DELAY)
+}
+
+pub(super) fn claim(claim: &Claim) -> Checked {
+    if claim.capabilities.is_empty() {
+        return Err(Problem::invalid_field("capabilities must name at least one"));
+    }
+    if claim.capabilities.len() > MAX_TRAITS {
+        return Err(Problem::invalid_field(format!("capabilities: at most {MAX_TRAITS}")));
+    }
+    if !(1..=MAX_CLAIM).contains(&claim.max) {
+        let detail = format!("max is {}; use 1 to {MAX_CLAIM}", claim.max);
+        return Err(Problem::invalid_field(detail));
+    }
+    lease(claim.lease)
+}
+
+pub(super) fn lease(lease: Duration) -> Checked {
+    if (SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
+        return Ok(());
+    }
+    Err(Problem::invalid_field(format!(
+        "lease is {lease}; use {SHORTEST_LEASE} to {LONGEST_LEASE}"
+    )))
+}
+
+pub(super) fn completions(completions: &[Completion], limits: &Limits) -> Checked {
+    count("completions", completions.len())?;
+    completions.iter().enumerate().try_for_each(|(index, completion)| {
+        payload(format_args!("completions[{index}].result"), &completion.result, limits)
+    })
+}
+
+/// Failures carry what a program wrote, so that what a database cannot keep is replaced.
+pub(super) fn failures(failures: &mut [Failure], limits: &Limits) -> Checked {
+    count("failures", failures.len())?;
+    failures.iter_mut().enumerate().try_for_each(|(index, failure)| {
+        if failure.error.contains('\0') {
+            failure.error = failure.error.replace('\0', "\u{FFFD}");
+        }
+        size(format_args!("failures[{index}].error"), failure.error.len(), limits)
+    })
+}
+
+pub(super) fn messages(messages: &[NewMessage], limits: &Limits) -> Checked {
+    count("messages", messages.len())?;
+    messages.iter().enumerate().try_for_each(|(index, message)| {
+        for (name, value) in [("topic", &message.topic), ("kind", &message.kind)] {
+            if value.is_empty() {
+                let detail = format!("messages[{index}].{name} must not be empty");
+                return Err(Problem::invalid_field(detail));
+            }
+            text(format_args!("messages[{index}].{name}"), value)?;
+        }
+        payload(format_args!("messages[{index}].body"), &message.body, limits)
+    })
+}
+
+pub(super) fn registration(registration: &Registration) -> Checked {
+    for (name, count) in
+        [("capabilities", registration.capabilities.len()), ("labels", registration.labels.len())]
+    {
+        if count > MAX_TRAITS {
+            return Err(Problem::invalid_field(format!("{name}: at most {MAX_TRAITS}")));
+        }
+    }
+    registration.labels.iter().try_for_each(|(name, value)| {
+        text(format_args!("the name of a label"), name)?;
+        text("the value of a label", value)
+    })
+}
+
+/// The wait that applies.
+pub(super) fn wait(wait: Duration) -> StdDuration {
+    wait.min(super::MAX_WAIT).0
+}

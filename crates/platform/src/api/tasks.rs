@@ -1,0 +1,163 @@
+//! `/tasks`: hand in, look at, claim, and say what became of them.
+
+use std::collections::BTreeMap;
+
+use axum::Json as Answer;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use resurgam_model::TaskId;
+use resurgam_model::task::{Claim, Completion, Failure, Lease, NewTask, Outcome, Submitted, Task};
+use resurgam_store::TaskQuery;
+use tokio::time::Instant;
+
+use super::body::{Json, Parameters};
+use super::{App, Shared, check};
+use crate::problem::Problem;
+use crate::wire::{
+    ClaimRequest, Completions, ExtendRequest, Failures, Leases, Outcomes, Pending, TaskBatch,
+    TaskList,
+};
+
+pub(super) async fn submit(
+    State(app): Shared,
+    Json(task): Json<NewTask>,
+) -> Result<Response, Problem> {
+    check::task("", &task, &app.settings.limits)?;
+    let submitted = accept(&app, std::slice::from_ref(&task)).await?;
+    let submitted = submitted.first().copied().ok_or_else(Problem::internal)?;
+    let status = if submitted.created { StatusCode::CREATED } else { StatusCode::OK };
+    let mut response = (status, Answer(submitted)).into_response();
+    if let Ok(location) = HeaderValue::from_str(&format!("/tasks/{}", submitted.id)) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+pub(super) async fn submit_batch(
+    State(app): Shared,
+    Json(batch): Json<TaskBatch<Vec<NewTask>>>,
+) -> Result<Answer<TaskList<Vec<Submitted>>>, Problem> {
+    check::count("tasks", batch.tasks.len())?;
+    for (index, task) in batch.tasks.iter().enumerate() {
+        check::task(&format!("tasks[{index}]."), task, &app.settings.limits)?;
+    }
+    if batch.tasks.is_empty() {
+        return Ok(Answer(TaskList { tasks: Vec::new() }));
+    }
+    Ok(Answer(TaskList { tasks: accept(&app, &batch.tasks).await? }))
+}
+
+async fn accept(app: &App, tasks: &[NewTask]) -> Result<Vec<Submitted>, Problem> {
+    let submitted = app.store.submit(tasks).await?;
+    let mut fresh = BTreeMap::<_, usize>::new();
+    for (task, submitted) in tasks.iter().zip(&submitted) {
+        if submitted.created {
+            *fresh.entry(&task.capability).or_default() += 1;
+        }
+    }
+    for (capability, count) in fresh {
+        app.claims.wake(capability, count);
+    }
+    Ok(submitted)
+}
+
+pub(super) async fn list(
+    State(app): Shared,
+    Parameters(query): Parameters<TaskQuery>,
+) -> Result<Answer<TaskList<Vec<Task>>>, Problem> {
+    Ok(Answer(TaskList { tasks: app.store.tasks(&query).await? }))
+}
+
+pub(super) async fn one(
+    State(app): Shared,
+    Path(id): Path<String>,
+) -> Result<Answer<Task>, Problem> {
+    let id: TaskId = id
+        .parse()
+        .map_err(|_| Problem::invalid_parameter("the path names no task: ids are UUIDs"))?;
+    let task = app.store.task(id).await?;
+    task.map(Answer).ok_or_else(|| Problem::not_found(format!("there is no task {id}")))
+}
+
+pub(super) async fn pending(State(app): Shared) -> Result<Answer<Pending>, Problem> {
+    let mut pending = Pending::default();
+    for (capability, counts) in app.store.task_counts().await? {
+        pending.ready += counts.ready;
+        pending.running += counts.running;
+        pending.capabilities.insert(capability, counts);
+    }
+    Ok(Answer(pending))
+}
+
+pub(super) async fn claim(
+    State(app): Shared,
+    Json(request): Json<ClaimRequest>,
+) -> Result<Answer<Leases<Vec<Lease>>>, Problem> {
+    let (claim, wait) = request.split();
+    check::claim(&claim)?;
+    let until = Instant::now() + check::wait(wait);
+    let leases = claim_until(&app, &claim, until).await?;
+    Ok(Answer(Leases { leases }))
+}
+
+async fn claim_until(app: &App, claim: &Claim, until: Instant) -> Result<Vec<Lease>, Problem> {
+    loop {
+        let place = app.claims.join(&claim.capabilities);
+        let leases = app.store.claim(claim).await?;
+        if !leases.is_empty() {
+            if leases.len() as u64 >= u64::from(claim.max) {
+                // There may be more than this claim could take.
+                drop(place);
+                claim.capabilities.iter().for_each(|capability| app.claims.wake(capability, 1));
+            }
+            return Ok(leases);
+        }
+        tokio::select! {
+            () = place.woken() => {}
+            () = tokio::time::sleep_until(until) => return Ok(leases),
+            () = app.closed() => return Ok(leases),
+        }
+    }
+}
+
+pub(super) async fn extend(
+    State(app): Shared,
+    Json(request): Json<ExtendRequest>,
+) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
+    check::count("leases", request.leases.len())?;
+    check::lease(request.lease)?;
+    let outcomes = match &*request.leases {
+        [] => Vec::new(),
+        leases => app.store.extend(leases, request.lease).await?,
+    };
+    Ok(Answer(Outcomes { outcomes }))
+}
+
+pub(super) async fn complete(
+    State(app): Shared,
+    Json(request): Json<Completions<Vec<Completion>>>,
+) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
+    check::completions(&request.completions, &app.settings.limits)?;
+    if request.completions.is_empty() {
+        return Ok(Answer(Outcomes { outcomes: Vec::new() }));
+    }
+    let outcomes = app.store.complete(&request.completions).await?;
+    // Each may have sent a message to its `reply_to`.
+    app.readers.wake_all();
+    Ok(Answer(Outcomes { outcomes }))
+}
+
+pub(super) async fn fail(
+    State(app): Shared,
+    Json(mut request): Json<Failures<Vec<Failure>>>,
+) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
+    check::failures(&mut request.failures, &app.settings.limits)?;
+    if request.failures.is_empty() {
+        return Ok(Answer(Outcomes { outcomes: Vec::new() }));
+    }
+    let outcomes = app.store.fail(&request.failures).await?;
+    app.claims.recheck();
+    app.readers.wake_all();
+    Ok(Answer(Outcomes { outcomes }))
+}

@@ -1,0 +1,380 @@
+//! The client of the HTTP interface, for agents, workers and tools.
+//!
+//! Every call is safe to repeat: registrations, heartbeats, extensions, completions, failures
+//! and messages by their nature, submissions when each task carries an idempotency key, and a
+//! claim whose answer was lost costs no more than the length of its lease. So a caller survives
+//! an outage by calling again, which is what [`Client::patiently`] does.
+
+mod error;
+mod patience;
+
+pub use error::{Error, chain};
+pub use patience::{Backoff, Patience};
+
+use std::time::Duration as StdDuration;
+
+use reqwest::{Method, Url, header};
+use resurgam_model::agent::{Agent, Registration};
+use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::task::{
+    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task,
+};
+use resurgam_model::{AgentId, Duration, InstanceId, TaskId};
+use resurgam_store::TaskQuery;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::problem::{Problem, code};
+use crate::wire;
+
+/// What calls return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How long a call may take, beyond what it was asked to wait.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of one server. Cloning is cheap, and clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the server at `base_url`, such as `http://127.0.0.1:7070`.
+    ///
+    /// # Errors
+    /// [`Error::Url`] when that is not an `http` address.
+    pub fn new(base_url: &str) -> Result<Self> {
+        let wrong = |why: String| Error::Url { url: base_url.to_owned(), why };
+        let mut base = Url::parse(base_url).map_err(|error| wrong(error.to_string()))?;
+        if base.scheme() != "http" {
+            return Err(wrong("only http is spoken; there is no TLS yet".to_owned()));
+        }
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(StdDuration::from_secs(2))
+            .tcp_nodelay(true)
+            .build()
+            .map_err(|error| wrong(chain(&error)))?;
+        Ok(Self { http, base, timeout: DEFAULT_TIMEOUT })
+    }
+
+    /// The same client with another bound on each call; waiting that was asked for comes on top.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Where it speaks to.
+    #[must_use]
+    pub fn base_url(&self) -> &str {
+        self.base.as_str()
+    }
+
+    /// Makes a call again and again until it succeeds, fails in a way that repeating cannot
+    /// help, or `patience` is at its end.
+    ///
+    /// # Errors
+    /// The last error of the call.
+    pub async fn patiently<T, F, Fut>(&self, patience: &Patience, mut call: F) -> Result<T>
+    where
+        F: FnMut(Self) -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
+        let mut backoff = patience.start();
+        loop {
+            match call(self.clone()).await {
+                Err(error) if error.is_transient() => match backoff.next_delay() {
+                    Some(delay) => tokio::time::sleep(delay).await,
+                    None => return Err(error),
+                },
+                result => return result,
+            }
+        }
+    }
+
+    /// Hands in one task. Only with an idempotency key is it safe to repeat.
+    pub async fn submit(&self, task: &NewTask) -> Result<Submitted> {
+        self.post("tasks", task).await
+    }
+
+    /// Hands in tasks, all or none; at most 1000.
+    pub async fn submit_batch(&self, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+        let answer: wire::TaskList<_> =
+            self.post("tasks/batch", &wire::TaskBatch { tasks }).await?;
+        Ok(answer.tasks)
+    }
+
+    /// Lists tasks.
+    pub async fn tasks(&self, query: &TaskQuery) -> Result<Vec<Task>> {
+        let mut parameters = vec![("limit", query.effective_limit().to_string())];
+        parameters.extend(query.state.map(|state| ("state", state.as_str().to_owned())));
+        parameters.extend(query.capability.as_ref().map(|c| ("capability", c.to_string())));
+        parameters.extend(query.after.map(|after| ("after", after.to_string())));
+        let answer: wire::TaskList<_> = self.get("tasks", &parameters).await?;
+        Ok(answer.tasks)
+    }
+
+    /// Counts tasks.
+    pub async fn pending(&self) -> Result<wire::Pending> {
+        self.get("tasks/pending", &[]).await
+    }
+
+    /// One task, if there is such a one.
+    pub async fn task(&self, id: TaskId) -> Result<Option<Task>> {
+        found(self.get(&format!("tasks/{id}"), &[]).await)
+    }
+
+    /// Claims tasks, waiting up to `wait` (at most 30 s) until there is one.
+    pub async fn claim(&self, claim: &Claim, wait: Duration) -> Result<Vec<Lease>> {
+        let Claim { agent, instance, capabilities, max, lease } = claim.clone();
+        let request = wire::ClaimRequest { agent, instance, capabilities, max, lease, wait };
+        let answer: wire::Leases<_> =
+            self.call(Method::POST, self.url("tasks/claim", &[])?, Some(&request), wait).await?;
+        Ok(answer.leases)
+    }
+
+    /// Extends leases to `lease` from now.
+    pub async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>> {
+        let request = wire::ExtendRequest { leases: leases.to_vec(), lease };
+        let answer: wire::Outcomes<_> = self.post("tasks/extend", &request).await?;
+        Ok(answer.outcomes)
+    }
+
+    /// Completes tasks.
+    pub async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>> {
+        let answer: wire::Outcomes<_> =
+            self.post("tasks/complete", &wire::Completions { completions }).await?;
+        Ok(answer.outcomes)
+    }
+
+    /// Ends tries that failed.
+    pub async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>> {
+        let answer: wire::Outcomes<_> =
+            self.post("tasks/fail", &wire::Failures { failures }).await?;
+        Ok(answer.outcomes)
+    }
+
+    /// Registers an agent.
+    pub async fn register(&self, registration: &Registration) -> Result<wire::Welcome> {
+        self.post("agents", registration).await
+    }
+
+    /// Signs of life. False for an agent that must register again.
+    pub async fn heartbeat(&self, agents: &[wire::Life]) -> Result<Vec<bool>> {
+        let answer: wire::Known<_> =
+            self.post("agents/heartbeat", &wire::Heartbeats { agents }).await?;
+        Ok(answer.known)
+    }
+
+    /// All agents, gone ones too.
+    pub async fn agents(&self) -> Result<Vec<Agent>> {
+        let answer: wire::AgentList<_> = self.get("agents", &[]).await?;
+        Ok(answer.agents)
+    }
+
+    /// One agent, if there is such a one.
+    pub async fn agent(&self, id: &AgentId) -> Result<Option<Agent>> {
+        found(self.get(&format!("agents/{id}"), &[]).await)
+    }
+
+    /// Takes an agent that leaves in order out of the registry and returns its leases.
+    pub async fn deregister(&self, id: &AgentId, instance: InstanceId) -> Result<()> {
+        let url = self.url(&format!("agents/{id}"), &[("instance", instance.to_string())])?;
+        self.exchange::<()>(Method::DELETE, url, None, Duration::default()).await.map(drop)
+    }
+
+    /// The agents that take tasks.
+    pub async fn workers(&self) -> Result<Vec<Agent>> {
+        let answer: wire::WorkerList<_> = self.get("workers", &[]).await?;
+        Ok(answer.workers)
+    }
+
+    /// Sends messages.
+    pub async fn send(&self, messages: &[NewMessage]) -> Result<()> {
+        let url = self.url("messages", &[])?;
+        let body = wire::MessageBatch { messages };
+        self.exchange(Method::POST, url, Some(&body), Duration::default()).await.map(drop)
+    }
+
+    /// Reads a mailbox, waiting up to `wait` (at most 30 s) until something is in it.
+    pub async fn receive(
+        &self,
+        agent: &AgentId,
+        after: Option<i64>,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<Vec<Message>> {
+        let mut parameters = vec![
+            ("agent", agent.to_string()),
+            ("limit", limit.to_string()),
+            ("wait", wait.to_string()),
+        ];
+        parameters.extend(after.map(|after| ("after", after.to_string())));
+        let url = self.url("mailbox", &parameters)?;
+        let answer: wire::MessageList<_> = self.call::<_, ()>(Method::GET, url, None, wait).await?;
+        Ok(answer.messages)
+    }
+
+    /// Takes messages out of a mailbox.
+    pub async fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> Result<()> {
+        let url = self.url("mailbox/acknowledge", &[])?;
+        let body = wire::Acknowledgement { agent: agent.clone(), sequences: sequences.to_vec() };
+        self.exchange(Method::POST, url, Some(&body), Duration::default()).await.map(drop)
+    }
+
+    /// Whether the process is alive; says nothing about its store.
+    pub async fn health(&self) -> Result<wire::Health> {
+        self.get("health", &[]).await
+    }
+
+    /// Whether the process can work. `Ok` also when it answers that it cannot.
+    pub async fn ready(&self) -> Result<wire::Readiness> {
+        let url = self.url("health/ready", &[])?;
+        let (status, body) = self.raw::<()>(Method::GET, url, None, Duration::default()).await?;
+        match serde_json::from_slice(&body) {
+            Ok(readiness) => Ok(readiness),
+            Err(_) => Err(refusal(status, &body)),
+        }
+    }
+
+    fn url(&self, path: &str, parameters: &[(&str, String)]) -> Result<Url> {
+        let mut url = self.base.join(path).map_err(|error| Error::Url {
+            url: format!("{}{path}", self.base),
+            why: error.to_string(),
+        })?;
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        Ok(url)
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        parameters: &[(&str, String)],
+    ) -> Result<T> {
+        let url = self.url(path, parameters)?;
+        self.call::<_, ()>(Method::GET, url, None, Duration::default()).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let url = self.url(path, &[])?;
+        self.call(Method::POST, url, Some(body), Duration::default()).await
+    }
+
+    async fn call<T: DeserializeOwned, B: Serialize>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&B>,
+        wait: Duration,
+    ) -> Result<T> {
+        let (status, body) = self.exchange(method, url, body, wait).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Error::Unreadable { status, why: error.to_string() })
+    }
+
+    /// One request whose answer must be a success.
+    async fn exchange<B: Serialize>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&B>,
+        wait: Duration,
+    ) -> Result<(u16, Vec<u8>)> {
+        let (status, body) = self.raw(method, url, body, wait).await?;
+        if (200..300).contains(&status) { Ok((status, body)) } else { Err(refusal(status, &body)) }
+    }
+
+    async fn raw<B: Serialize>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&B>,
+        wait: Duration,
+    ) -> Result<(u16, Vec<u8>)> {
+        let timeout = self.timeout.0.saturating_add(wait.0);
+        let mut request = self.http.request(method, url).timeout(timeout);
+        if let Some(body) = body {
+            let json = serde_json::to_vec(body).map_err(|e| Error::Unsendable(e.to_string()))?;
+            request = request.header(header::CONTENT_TYPE, "application/json").body(json);
+        }
+        let failed = |error: reqwest::Error| self.unanswered(&error, timeout);
+        let response = request.send().await.map_err(failed)?;
+        let status = response.status().as_u16();
+        let body = response.bytes().await.map_err(failed)?;
+        Ok((status, body.into()))
+    }
+
+    fn unanswered(&self, error: &reqwest::Error, timeout: StdDuration) -> Error {
+        let url = self.base.to_string();
+        if error.is_timeout() && !error.is_connect() {
+            return Error::Timeout { url, after: Duration(timeout) };
+        }
+        let cause = std::error::Error::source(error);
+        Error::Unreachable { url, why: cause.map_or_else(|| error.to_string(), chain) }
+    }
+}
+
+/// `None` when the server says that there is no such thing.
+fn found<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(thing) => Ok(Some(thing)),
+        Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The error behind an answer that is no success.
+fn refusal(status: u16, body: &[u8]) -> Error {
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => Error::Refused(Box::new(problem)),
+        Err(_) => Error::Unreadable { status, why: "it is no problem document".to_owned() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_before_anything_is_sent() {
+        assert!(Client::new("http://127.0.0.1:1/base").is_ok());
+        for bad in ["", "127.0.0.1:80", "https://127.0.0.1", "file:///etc/passwd"] {
+            assert!(matches!(Client::new(bad), Err(Error::Url { .. })), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_transient_and_patience_ends() {
+        // Bound and closed again: nobody listens there.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let client = Client::new(&format!("http://{address}")).unwrap();
+        let error = client.health().await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        let patience = Patience {
+            total: Some(Duration::from_millis(60)),
+            first: Duration::from_millis(5),
+            max: Duration::from_millis(10),
+        };
+        let mut calls = 0;
+        let result = client
+            .patiently(&patience, |client| {
+                calls += 1;
+                async move { client.health().await }
+            })
+            .await;
+        assert!(result.unwrap_err().is_transient());
+        assert!(calls > 1, "{calls}");
+    }
+}

@@ -1,0 +1,185 @@
+//! The bodies of requests and answers that are not types of the model themselves.
+//!
+//! Fields that a request does not know are refused, so that a misspelt one never goes unnoticed;
+//! in answers they are passed over, so that an older client understands a newer server.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use resurgam_model::agent::HeartbeatTerms;
+use resurgam_model::task::{Claim, LeaseRef, TaskCounts};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId};
+use serde::{Deserialize, Serialize};
+
+use crate::Role;
+
+macro_rules! lists {
+    ($($(#[$meta:meta])* $name:ident $field:ident;)+) => {$(
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        $(#[$meta])*
+        pub struct $name<T> {
+            /// The list.
+            pub $field: T,
+        }
+    )+};
+}
+
+lists! {
+    /// `POST /tasks/batch`.
+    #[serde(deny_unknown_fields)]
+    TaskBatch tasks;
+    /// What came of a batch, and what `GET /tasks` answers.
+    TaskList tasks;
+    /// `POST /tasks/complete`.
+    #[serde(deny_unknown_fields)]
+    Completions completions;
+    /// `POST /tasks/fail`.
+    #[serde(deny_unknown_fields)]
+    Failures failures;
+    /// What came of each, in order.
+    Outcomes outcomes;
+    /// What was claimed.
+    Leases leases;
+    /// `POST /agents/heartbeat`.
+    #[serde(deny_unknown_fields)]
+    Heartbeats agents;
+    /// Whether each agent is known, in order; one that is not must register again.
+    Known known;
+    /// What `GET /agents` answers.
+    AgentList agents;
+    /// What `GET /workers` answers.
+    WorkerList workers;
+    /// `POST /messages`.
+    #[serde(deny_unknown_fields)]
+    MessageBatch messages;
+    /// What `GET /mailbox` answers.
+    MessageList messages;
+}
+
+/// One life of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Life {
+    /// The agent.
+    pub id: AgentId,
+    /// Its life.
+    pub instance: InstanceId,
+}
+
+/// `POST /tasks/claim`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub agent: AgentId,
+    /// The life of the agent that asks.
+    pub instance: InstanceId,
+    /// What it can do.
+    pub capabilities: Vec<Capability>,
+    /// At most so many; 1 to 256.
+    #[serde(default = "one")]
+    pub max: u32,
+    /// How long the leases last unless extended; 100 ms to a day.
+    #[serde(default = "ten_seconds")]
+    pub lease: Duration,
+    /// How long to wait for a task when there is none; at most 30 s.
+    #[serde(default)]
+    pub wait: Duration,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+impl ClaimRequest {
+    /// The claim, and how long it may wait.
+    #[must_use]
+    pub fn split(self) -> (Claim, Duration) {
+        let Self { agent, instance, capabilities, max, lease, wait } = self;
+        (Claim { agent, instance, capabilities, max, lease }, wait)
+    }
+}
+
+/// `POST /tasks/extend`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendRequest {
+    /// Which leases.
+    pub leases: Vec<LeaseRef>,
+    /// From now, until when.
+    pub lease: Duration,
+}
+
+/// The answer to a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// How often to show oneself.
+    pub heartbeat: HeartbeatTerms,
+    /// Leases of earlier lives that went back to the queue.
+    pub leases_returned: u64,
+}
+
+/// `POST /mailbox/acknowledge`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acknowledgement {
+    /// Whose mailbox.
+    pub agent: AgentId,
+    /// The sequence numbers of what was read.
+    pub sequences: Vec<i64>,
+}
+
+/// What `GET /tasks/pending` answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Tasks that wait, over all capabilities.
+    pub ready: u64,
+    /// Tasks under a lease, over all capabilities.
+    pub running: u64,
+    /// All counts by capability.
+    pub capabilities: BTreeMap<Capability, TaskCounts>,
+}
+
+/// What `GET /health` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    /// The parts that the process plays.
+    pub roles: BTreeSet<Role>,
+    /// The version of the program.
+    pub version: String,
+}
+
+/// What `GET /health/ready` answers, with 200 when ready and 503 when not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// `ready` or `unready`.
+    pub status: String,
+    /// By name: `store` and `bus`.
+    pub checks: BTreeMap<String, CheckResult>,
+}
+
+impl Readiness {
+    /// Whether every check was passed.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.status == "ready"
+    }
+}
+
+/// One check of the readiness.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckResult {
+    /// Whether it was passed.
+    pub ok: bool,
+    /// What was checked: `sqlite`, `postgres`, `embedded`.
+    pub kind: String,
+    /// How long it took.
+    pub millis: u64,
+    /// Where, or why it was not passed; for people.
+    pub detail: String,
+}

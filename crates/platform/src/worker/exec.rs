@@ -1,0 +1,223 @@
+//! Has any program do the work.
+//!
+//! | | |
+//! |---|---|
+//! | standard input | the payload: the text itself if it is a JSON string, else the JSON |
+//! | standard output | the result, UTF-8, as one JSON string |
+//! | exit code 0 | success |
+//! | exit code 100 | failure, and no other try can help |
+//! | any other, or a signal | failure; the end of standard error says why |
+//! | `RESURGAM_TASK_ID` | the task |
+//! | `RESURGAM_TASK_ATTEMPT` | 1 on the first try |
+//! | `RESURGAM_TASK_TOKEN` | the fencing token, to hand on to whatever the program writes to |
+//! | `RESURGAM_CAPABILITY` | what was asked for |
+//!
+//! The program need not read its input. It runs in a process group of its own, which is killed
+//! as a whole when the lease is lost, when the worker ends, and when the program itself does. On
+//! Linux the program is also killed when the worker is killed; what it started in turn is not,
+//! unless it sees to that itself.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration as StdDuration;
+
+use async_trait::async_trait;
+use resurgam_model::Payload;
+use resurgam_model::task::Lease;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{ChildStdin, Command};
+use tokio::sync::watch;
+
+use super::spawner::{Group, Spawner};
+use super::{Error, Handler, HandlerError};
+
+/// The exit code with which a program says that another try cannot help.
+pub const DO_NOT_RETRY: i32 = 100;
+
+/// The largest output in bytes; the platform's own limit is on the JSON text made of it.
+const MAX_OUTPUT: usize = 1024 * 1024;
+/// So much of the end of standard error is kept.
+const ERROR_TAIL: usize = 4096;
+/// How long the pipes may stay open after the program and its group are gone.
+const PIPES_CLOSE: StdDuration = StdDuration::from_secs(1);
+
+/// A program as a handler.
+pub struct Exec {
+    program: String,
+    arguments: Vec<String>,
+    max_output: usize,
+    spawner: Spawner,
+}
+
+impl Exec {
+    /// A program and its arguments.
+    ///
+    /// # Errors
+    /// When there is none, or the thread that starts programs cannot be made.
+    pub fn new(command: &[String]) -> Result<Self, Error> {
+        let [program, arguments @ ..] = command else {
+            return Err(Error::Settings("exec needs a program".to_owned()));
+        };
+        let spawner = Spawner::new().map_err(Error::Spawner)?;
+        let arguments = arguments.to_vec();
+        Ok(Self { program: program.clone(), arguments, max_output: MAX_OUTPUT, spawner })
+    }
+
+    /// The same with another bound on its output, in bytes.
+    #[must_use]
+    pub fn with_max_output(mut self, bytes: usize) -> Self {
+        self.max_output = bytes;
+        self
+    }
+
+    fn command(&self, lease: &Lease) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .env("RESURGAM_TASK_ID", lease.task.to_string())
+            .env("RESURGAM_TASK_ATTEMPT", lease.attempt.to_string())
+            .env("RESURGAM_TASK_TOKEN", lease.token.to_string())
+            .env("RESURGAM_CAPABILITY", lease.capability.as_str());
+        command
+    }
+}
+
+#[async_trait]
+impl Handler for Exec {
+    async fn handle(&self, lease: &Lease) -> Result<Payload, HandlerError> {
+        let failed = |what: &str, error: &io::Error| {
+            HandlerError::retry(format!("{}: {what}: {error}", self.program))
+        };
+        let mut program = self
+            .spawner
+            .start(self.command(lease))
+            .await
+            .map_err(|error| failed("cannot be started", &error))?;
+        let (stdin, stdout, stderr) = program.pipes();
+        let group = program.group();
+        let (exited, ended) = watch::channel(false);
+
+        let wait = async {
+            let status = program.wait().await;
+            exited.send_replace(true);
+            status
+        };
+        let output = read(stdout, ended.clone(), Keep::First(self.max_output), group);
+        let errors = read(stderr, ended, Keep::Last(ERROR_TAIL), group);
+        let all = async { tokio::join!(wait, output, errors) };
+        let text = lease.payload.text();
+        let feed = async {
+            feed(stdin, text.as_bytes()).await;
+            // Feeding alone never ends the try.
+            std::future::pending::<()>().await;
+        };
+        let (status, output, errors) = tokio::select! {
+            all = all => all,
+            () = feed => return Err(HandlerError::retry("feeding the program ended the try")),
+        };
+
+        let status = status.map_err(|error| failed("cannot be waited for", &error))?;
+        let output = match output {
+            Ok(output) => output,
+            Err(ReadError::TooMuch) => {
+                let limit = self.max_output;
+                let message = format!("{}: wrote more than {limit} bytes", self.program);
+                return Err(HandlerError::permanent(message));
+            }
+            Err(ReadError::Io(error)) => return Err(failed("its output cannot be read", &error)),
+        };
+        if !status.success() {
+            return Err(self.failure(status, &errors.unwrap_or_default()));
+        }
+        match std::str::from_utf8(&output) {
+            Ok(text) => Ok(Payload::from_text(text)),
+            Err(error) => Err(HandlerError::retry(format!(
+                "{}: its output is not UTF-8 (from byte {})",
+                self.program,
+                error.valid_up_to()
+            ))),
+        }
+    }
+}
+
+impl Exec {
+    fn failure(&self, status: ExitStatus, errors: &[u8]) -> HandlerError {
+        let how = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("killed by signal {signal}"),
+            (None, None) => "ended in an unknown way".to_owned(),
+        };
+        let errors = String::from_utf8_lossy(errors);
+        let said = errors.trim();
+        let message = match said.is_empty() {
+            true => format!("{}: {how}", self.program),
+            false => format!("{}: {how}: {said}", self.program),
+        };
+        HandlerError { message, retry: status.code() != Some(DO_NOT_RETRY) }
+    }
+}
+
+/// Writes the input and closes it. A program that does not want (all of) it is free to.
+async fn feed(stdin: Option<ChildStdin>, input: &[u8]) {
+    let Some(mut stdin) = stdin else { return };
+    if let Err(error) = stdin.write_all(input).await
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        tracing::debug!(%error, "the program's input could not be written");
+    }
+}
+
+enum ReadError {
+    TooMuch,
+    Io(io::Error),
+}
+
+/// What to keep of a stream.
+#[derive(Clone, Copy)]
+enum Keep {
+    /// All; more than this is a failure, and ends the program.
+    First(usize),
+    /// The end.
+    Last(usize),
+}
+
+async fn read(
+    stream: Option<impl AsyncRead + Unpin>,
+    mut ended: watch::Receiver<bool>,
+    keep: Keep,
+    group: Group,
+) -> Result<Vec<u8>, ReadError> {
+    let Some(mut stream) = stream else { return Ok(Vec::new()) };
+    let mut kept = Vec::new();
+    let mut buffer = vec![0; 16 * 1024];
+    let mut held_open = std::pin::pin!(async {
+        let _ = ended.wait_for(|ended| *ended).await;
+        tokio::time::sleep(PIPES_CLOSE).await;
+    });
+    loop {
+        let count = tokio::select! {
+            biased;
+            count = stream.read(&mut buffer) => count.map_err(ReadError::Io)?,
+            () = &mut held_open => {
+                let error = "a process that it left behind holds it open";
+                return Err(ReadError::Io(io::Error::other(error)));
+            }
+        };
+        if count == 0 {
+            return Ok(kept);
+        }
+        kept.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        match keep {
+            Keep::First(limit) if kept.len() > limit => {
+                group.kill();
+                return Err(ReadError::TooMuch);
+            }
+            Keep::First(_) => {}
+            Keep::Last(limit) => {
+                let excess = kept.len().saturating_sub(limit);
+                kept.drain(..excess);
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What became of tasks, until the platform has taken note of it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use resurgam_model::Duration;
+use resurgam_model::task::{Completion, Failure, LeaseRef, Outcome};
+use tokio::sync::watch;
+
+use super::{CALL_TIMEOUT, Shared};
+use crate::client::{self, Client, chain};
+
+/// The most reports in one request, and the most bytes of results.
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// The longest reason in bytes.
+const MAX_REASON: usize = 8 * 1024;
+
+/// What became of a task.
+#[derive(Clone, Debug)]
+pub(super) enum Report {
+    Completed(Completion),
+    Failed(Failure),
+}
+
+impl Report {
+    pub(super) fn failed(lease: LeaseRef, mut reason: String, retry: bool) -> Self {
+        if reason.len() > MAX_REASON {
+            let end = (0..=MAX_REASON).rev().find(|at| reason.is_char_boundary(*at));
+            reason.truncate(end.unwrap_or(0));
+            reason.push('…');
+        }
+        Self::Failed(Failure { lease, error: reason, retry })
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Completed(completion) => completion.result.len(),
+            Self::Failed(failure) => failure.error.len(),
+        }
+    }
+}
+
+/// Reports that were not accepted yet, oldest first.
+pub(super) struct Outbox {
+    reports: Mutex<VecDeque<Report>>,
+    /// How many there are, those being sent too.
+    count: watch::Sender<usize>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { reports: Mutex::default(), count: watch::Sender::new(0) }
+    }
+}
+
+impl Outbox {
+    fn reports(&self) -> MutexGuard<'_, VecDeque<Report>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, report: Report) {
+        self.reports().push_back(report);
+        self.count.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until fewer than `limit` are left.
+    pub(super) async fn below(&self, limit: usize) {
+        // The sender is in `self`, so that it cannot be gone.
+        let _ = self.count.subscribe().wait_for(|count| *count < limit).await;
+    }
+
+    /// Waits until none is left, but not longer than `patience`.
+    pub(super) async fn emptied(&self, patience: Duration) {
+        if tokio::time::timeout(patience.0, self.below(1)).await.is_err() {
+            let left = *self.count.borrow();
+            tracing::warn!(left, "some reports were not accepted; their tasks will be redone");
+        }
+    }
+
+    /// The oldest reports that go into one request.
+    fn take(&self) -> Vec<Report> {
+        let mut reports = self.reports();
+        let mut bytes = 0_usize;
+        let mut batch = Vec::new();
+        while let Some(next) = reports.front() {
+            bytes = bytes.saturating_add(next.bytes());
+            if !batch.is_empty() && (batch.len() >= BATCH || bytes > BATCH_BYTES) {
+                break;
+            }
+            batch.extend(reports.pop_front());
+        }
+        batch
+    }
+
+    fn done(&self, count: usize) {
+        self.count.send_modify(|left| *left = left.saturating_sub(count));
+    }
+}
+
+/// Sends reports as they come; runs until dropped.
+pub(super) async fn deliver(shared: Arc<Shared>) {
+    let mut count = shared.outbox.count.subscribe();
+    while count.wait_for(|count| *count > 0).await.is_ok() {
+        let batch = shared.outbox.take();
+        let taken = batch.len();
+        let (mut completions, mut failures) = (Vec::new(), Vec::new());
+        for report in batch {
+            match report {
+                Report::Completed(completion) => completions.push(completion),
+                Report::Failed(failure) => failures.push(failure),
+            }
+        }
+        complete(&shared.client, completions, &mut failures).await;
+        fail(&shared.client, failures).await;
+        shared.outbox.done(taken);
+    }
+}
+
+/// A result that the platform refuses, for instance because it is too large, is a failure that
+/// repeating the work would not mend.
+async fn complete(client: &Client, all: Vec<Completion>, failures: &mut Vec<Failure>) {
+    let leases = |completion: &Completion| completion.lease;
+    for (completion, error) in
+        send(&all, leases, |part| async move { client.complete(part).await }).await
+    {
+        let reason = format!("the result was refused: {error}");
+        if let Report::Failed(failure) = Report::failed(completion.lease, reason, false) {
+            failures.push(failure);
+        }
+    }
+}
+
+async fn fail(client: &Client, all: Vec<Failure>) {
+    let leases = |failure: &Failure| failure.lease;
+    for (failure, error) in send(&all, leases, |part| async move { client.fail(part).await }).await
+    {
+        tracing::error!(task = %failure.lease.task, %error, "a failure could not be reported");
+    }
+}
+
+/// Sends all, as often as it takes, and gives back those that were refused for good. One that is
+/// refused must not take the others with it, so a batch that is refused is sent one by one.
+async fn send<'a, T, F>(
+    all: &'a [T],
+    lease: impl Fn(&T) -> LeaseRef,
+    call: impl Fn(&'a [T]) -> F,
+) -> Vec<(&'a T, client::Error)>
+where
+    F: Future<Output = client::Result<Vec<Outcome>>>,
+{
+    let mut refused = Vec::new();
+    let mut parts = VecDeque::from([all]);
+    while let Some(part) = parts.pop_front() {
+        let [first, rest @ ..] = part else { continue };
+        match persistently(part, &call).await {
+            Ok(outcomes) => {
+                for (item, outcome) in part.iter().zip(outcomes) {
+                    if outcome != Outcome::Accepted {
+                        let task = lease(item).task;
+                        tracing::warn!(%task, ?outcome, "came too late: somebody else has the task");
+                    }
+                }
+            }
+            Err(error) if rest.is_empty() => refused.push((first, error)),
+            Err(_) => parts.extend(part.chunks(1)),
+        }
+    }
+    refused
+}
+
+async fn persistently<'a, T, F>(
+    part: &'a [T],
+    call: &impl Fn(&'a [T]) -> F,
+) -> client::Result<Vec<Outcome>>
+where
+    F: Future<Output = client::Result<Vec<Outcome>>>,
+{
+    let mut backoff = Shared::patience().start();
+    let mut away = false;
+    loop {
+        match call(part).await {
+            Err(error) if error.is_transient() => {
+                if !away {
+                    let count = part.len();
+                    tracing::warn!(reason = chain(&error), count, "reports have to wait");
+                    away = true;
+                }
+                tokio::time::sleep(backoff.next_delay().unwrap_or(CALL_TIMEOUT.0)).await;
+            }
+            result => {
+                if away {
+                    tracing::info!(count = part.len(), "waiting reports were delivered");
+                }
+                return result;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resurgam_model::task::Token;
+    use resurgam_model::{Payload, TaskId};
+
+    use super::*;
+
+    fn completion(bytes: usize) -> Completion {
+        let lease = LeaseRef { task: TaskId::new(), token: Token(1) };
+        Completion { lease, result: Payload::from_text(&"x".repeat(bytes)) }
+    }
+
+    #[test]
+    fn batches_are_bounded_by_count_and_by_size() {
+        let outbox = Outbox::default();
+        (0..300).for_each(|_| outbox.push(Report::Completed(completion(1))));
+        assert_eq!(outbox.take().len(), 256);
+        assert_eq!(outbox.take().len(), 44);
+        (0..3).for_each(|_| outbox.push(Report::Completed(completion(3 * 1024 * 1024))));
+        assert_eq!(outbox.take().len(), 1);
+    }
+
+    #[test]
+    fn long_reasons_are_cut_between_characters() {
+        let lease = LeaseRef { task: TaskId::new(), token: Token(1) };
+        let Report::Failed(failure) = Report::failed(lease, "ä".repeat(10_000), true) else {
+            panic!("no failure");
+        };
+        assert!(failure.error.len() <= MAX_REASON + '…'.len_utf8());
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_does_not_take_the_rest_with_it() {
+        let all = [completion(1), completion(9), completion(1)];
+        let refused = send(
+            &all,
+            |completion| completion.lease,
+            |part| async move {
+                if part.iter().any(|completion| completion.result.len() > 5) {
+                    return Err(client::Error::Unsendable("too large".to_owned()));
+                }
+                Ok(vec![Outcome::Accepted; part.len()])
+            },
+        )
+        .await;
+        let refused: Vec<_> = refused.into_iter().map(|(completion, _)| completion).collect();
+        assert_eq!(refused, [&all[1]]);
+    }
+}
