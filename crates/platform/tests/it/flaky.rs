@@ -1,0 +1,95 @@
+//! A store that can be taken away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use resurgam_model::agent::{Agent, HeartbeatTerms, Registration};
+use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::task::{
+    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
+};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
+use resurgam_store::{
+    Admin, Check, Error, LeasesOf, Messages, Registered, Registry, Result, SharedStore, TaskQuery,
+    Tasks,
+};
+
+/// Another store behind a switch. What it says when it is away must not get outside.
+pub(crate) struct Flaky {
+    store: SharedStore,
+    away: AtomicBool,
+}
+
+pub(crate) const SECRET: &str = "host=db password=hunter2";
+
+impl Flaky {
+    pub(crate) fn new(store: SharedStore, away: bool) -> Arc<Self> {
+        Arc::new(Self { store, away: AtomicBool::new(away) })
+    }
+
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    fn store(&self) -> Result<&SharedStore> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(Error::NoWritableHost(SECRET.to_owned()));
+        }
+        Ok(&self.store)
+    }
+}
+
+macro_rules! through {
+    ($($seam:ident { $(fn $name:ident(&self $(, $arg:ident: $type:ty)*) -> $output:ty;)* })+) => {$(
+        #[async_trait]
+        impl $seam for Flaky {
+            $(async fn $name(&self $(, $arg: $type)*) -> Result<$output> {
+                $seam::$name(&**self.store()? $(, $arg)*).await
+            })*
+        }
+    )+};
+}
+
+through! {
+    Tasks {
+        fn submit(&self, tasks: &[NewTask]) -> Vec<Submitted>;
+        fn claim(&self, claim: &Claim) -> Vec<Lease>;
+        fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Vec<Outcome>;
+        fn complete(&self, completions: &[Completion]) -> Vec<Outcome>;
+        fn fail(&self, failures: &[Failure]) -> Vec<Outcome>;
+        fn return_expired(&self, limit: u32) -> u64;
+        fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> u64;
+        fn task(&self, id: TaskId) -> Option<Task>;
+        fn tasks(&self, query: &TaskQuery) -> Vec<Task>;
+        fn task_counts(&self) -> Vec<(Capability, TaskCounts)>;
+    }
+    Registry {
+        fn register(&self, registration: &Registration) -> Registered;
+        fn heartbeat(&self, agents: &[(AgentId, InstanceId)]) -> Vec<bool>;
+        fn expire(&self, terms: &HeartbeatTerms) -> Vec<AgentId>;
+        fn deregister(&self, agent: &AgentId, instance: InstanceId) -> ();
+        fn agent(&self, id: &AgentId) -> Option<Agent>;
+        fn agents(&self) -> Vec<Agent>;
+    }
+    Messages {
+        fn send(&self, messages: &[NewMessage]) -> ();
+        fn receive(&self, agent: &AgentId, after: Option<i64>, limit: u32) -> Vec<Message>;
+        fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> ();
+    }
+}
+
+#[async_trait]
+impl Admin for Flaky {
+    async fn migrate(&self) -> Result<()> {
+        self.store()?.migrate().await
+    }
+
+    async fn check(&self) -> Result<Check> {
+        self.store()?.check().await
+    }
+
+    fn kind(&self) -> &'static str {
+        self.store.kind()
+    }
+}

@@ -1,0 +1,18 @@
+//! The platform over real HTTP and a real SQLite file.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests too"
+)]
+
+mod exec;
+mod flaky;
+mod harness;
+mod messages;
+mod outages;
+mod problems;
+mod tasks;
+mod workers;

@@ -1,0 +1,167 @@
+//! Workers that die, lose a lease, or leave.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use resurgam_model::Payload;
+use resurgam_model::task::{Lease, TaskState};
+use resurgam_platform::Role;
+use resurgam_platform::worker::{Handler, HandlerError, Sha256};
+use resurgam_store::LeasesOf;
+use tokio::sync::watch;
+
+use crate::harness::*;
+
+/// Work that takes until the gate is opened, and tells how much of it there is.
+pub(crate) struct Gate {
+    open: watch::Sender<bool>,
+    running: watch::Sender<usize>,
+    dropped: watch::Sender<usize>,
+}
+
+impl Gate {
+    pub(crate) fn closed() -> Arc<Self> {
+        Arc::new(Self {
+            open: watch::Sender::new(false),
+            running: watch::Sender::new(0),
+            dropped: watch::Sender::new(0),
+        })
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Waits until so many run.
+    pub(crate) async fn running(&self, count: usize) {
+        reaches_count(&self.running, count).await;
+    }
+
+    /// Waits until so many were dropped before their end.
+    async fn dropped(&self, count: usize) {
+        reaches_count(&self.dropped, count).await;
+    }
+}
+
+async fn reaches_count(sender: &watch::Sender<usize>, count: usize) {
+    let mut receiver = sender.subscribe();
+    let wait = receiver.wait_for(|is| *is == count);
+    tokio::time::timeout(std::time::Duration::from_secs(30), wait).await.unwrap().unwrap();
+}
+
+struct Running<'a> {
+    gate: &'a Gate,
+    finished: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.gate.running.send_modify(|running| *running -= 1);
+        self.gate.dropped.send_modify(|dropped| *dropped += usize::from(!self.finished));
+    }
+}
+
+#[async_trait]
+impl Handler for Gate {
+    async fn handle(&self, lease: &Lease) -> Result<Payload, HandlerError> {
+        self.running.send_modify(|running| *running += 1);
+        let mut running = Running { gate: self, finished: false };
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        running.finished = true;
+        Ok(lease.payload.clone())
+    }
+}
+
+#[tokio::test]
+async fn the_tasks_of_a_killed_worker_go_to_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(Role::ALL);
+    settings.heartbeat = terms(100, 600);
+    let server = Server::ready(settings, sqlite(dir.path())).await;
+    let gate = Gate::closed();
+    let victim = Worker::start(worker(&server, "victim", "sha256"), gate.clone());
+    let batch: Vec<_> = (0..3).map(|n| task("sha256", &n.to_string())).collect();
+    let submitted = server.client.submit_batch(&batch).await.unwrap();
+    gate.running(3).await;
+    victim.kill().await;
+    gate.running(0).await;
+
+    // Its leases would last a minute: it is the missing heartbeat that returns them.
+    let _heir = Worker::start(worker(&server, "heir", "sha256"), Arc::new(Sha256));
+    for submitted in submitted {
+        let task = reaches(&server.client, submitted.id, TaskState::Completed).await;
+        assert_eq!((task.attempts, task.held_by.is_none()), (2, true), "{task:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_life_takes_the_tasks_of_the_old_one_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let gate = Gate::closed();
+    let old = Worker::start(worker(&server, "w", "x"), gate.clone());
+    let id = server.client.submit(&task("x", "same")).await.unwrap().id;
+    gate.running(1).await;
+    old.kill().await;
+    gate.open();
+    let _new = Worker::start(worker(&server, "w", "x"), gate);
+    let task = reaches(&server.client, id, TaskState::Completed).await;
+    assert_eq!(task.attempts, 2);
+}
+
+#[tokio::test]
+async fn work_whose_lease_was_lost_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let gate = Gate::closed();
+    let mut settings = worker(&server, "w", "x");
+    settings.lease = resurgam_model::Duration::from_secs(1);
+    // It cannot claim the task again before it has dropped it.
+    settings.concurrency = 1;
+    let _worker = Worker::start(settings, gate.clone());
+    let id = server.client.submit(&task("x", "done")).await.unwrap().id;
+    gate.running(1).await;
+    let life = server.client.agent(&agent("w")).await.unwrap().unwrap().instance;
+    let store = sqlite(dir.path());
+    let returned = store.return_leases(&agent("w"), LeasesOf::Life(life)).await.unwrap();
+    assert_eq!(returned, 1);
+    gate.dropped(1).await;
+    gate.open();
+    let task = reaches(&server.client, id, TaskState::Completed).await;
+    assert_eq!((task.attempts, task.result.unwrap().text().as_ref()), (2, "done"));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_to_end_finishes_what_it_has_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let gate = Gate::closed();
+    let worker = Worker::start(worker(&server, "w", "x"), gate.clone());
+    let id = server.client.submit(&task("x", "done")).await.unwrap().id;
+    gate.running(1).await;
+    let stopping = tokio::spawn(worker.stop());
+    let later = server.client.submit(&task("x", "later")).await.unwrap().id;
+    gate.open();
+    stopping.await.unwrap();
+    let done = server.client.task(id).await.unwrap().unwrap();
+    assert_eq!((done.state, done.attempts), (TaskState::Completed, 1));
+    assert_eq!(server.client.agent(&agent("w")).await.unwrap(), None);
+    // Handed in around the end: done, or waiting for somebody else, but held by nobody.
+    let later = server.client.task(later).await.unwrap().unwrap();
+    assert_ne!(later.state, TaskState::Running, "{later:?}");
+}
+
+#[tokio::test]
+async fn what_does_not_end_within_the_grace_goes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let gate = Gate::closed();
+    let mut settings = worker(&server, "w", "x");
+    settings.grace = resurgam_model::Duration::from_millis(50);
+    let worker = Worker::start(settings, gate.clone());
+    let id = server.client.submit(&task("x", "")).await.unwrap().id;
+    gate.running(1).await;
+    worker.stop().await;
+    gate.running(0).await;
+    reaches(&server.client, id, TaskState::Ready).await;
+}
