@@ -114,12 +114,16 @@ pub struct ExtendRequest {
 }
 
 /// The answer to a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// How often to show oneself.
     pub heartbeat: HeartbeatTerms,
     /// Leases of earlier lives that went back to the queue.
     pub leases_returned: u64,
+    /// Where the registry itself takes heartbeats, if that is another process: an agent that
+    /// goes there directly stays known while the API is away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
 }
 
 /// `POST /mailbox/acknowledge`.

@@ -23,14 +23,15 @@ pub(super) async fn register(
 ) -> Result<Answer<Welcome>, Problem> {
     check::registration(&registration)?;
     if let Some(registry) = &app.registry {
-        let welcome = registry.register(&registration).await.map_err(from_registry)?;
+        let mut welcome = registry.register(&registration).await.map_err(from_registry)?;
+        welcome.registry = Some(registry.base_url().to_owned());
         app.tasks_returned(welcome.leases_returned);
         return Ok(Answer(welcome));
     }
     let registered = app.store.register(&registration).await?;
     app.tasks_returned(registered.leases_returned);
     let leases_returned = registered.leases_returned;
-    Ok(Answer(Welcome { heartbeat: app.settings.heartbeat, leases_returned }))
+    Ok(Answer(Welcome { heartbeat: app.settings.heartbeat, leases_returned, registry: None }))
 }
 
 pub(super) async fn heartbeat(

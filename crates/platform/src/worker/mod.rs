@@ -168,14 +168,14 @@ pub async fn run(
         unknown: Notify::new(),
     });
     let mut shutdown = std::pin::pin!(shutdown);
-    let terms = tokio::select! {
-        terms = session::register_first(&shared) => terms.map_err(Error::Refused)?,
+    let welcome = tokio::select! {
+        welcome = session::register_first(&shared) => welcome.map_err(Error::Refused)?,
         () = &mut shutdown => return Ok(()),
     };
 
     // All of these, and all handlers, end when this function does or is dropped.
     let mut parts = JoinSet::new();
-    parts.spawn(session::keep(Arc::clone(&shared), terms));
+    parts.spawn(session::keep(Arc::clone(&shared), welcome));
     parts.spawn(work::extend(Arc::clone(&shared)));
     parts.spawn(outbox::deliver(Arc::clone(&shared)));
     work::work(&shared, &handler, shutdown).await;

@@ -145,6 +145,29 @@ async fn a_worker_that_is_killed_takes_its_programs_with_it() {
     ends(running).await;
 }
 
+/// Runs in a process of its own, which the next test kills.
+#[tokio::test]
+#[ignore = "a helper of the next test"]
+async fn a_process_with_a_program() {
+    let Ok(pid) = std::env::var("RESURGAM_TEST_PID_FILE") else { return };
+    let _ = run(&format!("echo $$ > {pid}; exec sleep 1000"), "").await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_killed_takes_its_programs_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid = dir.path().join("pid");
+    let mut process = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "exec::a_process_with_a_program"])
+        .env("RESURGAM_TEST_PID_FILE", &pid)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let program = read_pid(&pid).await;
+    process.kill().await.unwrap();
+    ends(program).await;
+}
+
 /// The number that a script wrote, as soon as it has.
 async fn read_pid(path: &Path) -> String {
     let read = || std::fs::read_to_string(path).unwrap_or_default();

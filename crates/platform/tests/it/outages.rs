@@ -89,6 +89,35 @@ async fn results_outlast_an_outage_of_the_api() {
 }
 
 #[tokio::test]
+async fn a_worker_stays_known_and_keeps_its_tasks_while_the_api_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut only_registry = settings([Role::Registry, Role::Supervisor]);
+    only_registry.heartbeat = terms(50, 500);
+    let registry = Server::ready(only_registry, sqlite(dir.path())).await;
+    let mut only_api = settings([Role::Api]);
+    only_api.registry_url = Some(registry.url());
+    let api = Server::ready(only_api.clone(), sqlite(dir.path())).await;
+    only_api.listen = api.address;
+    let gate = Gate::closed();
+    let _worker = Worker::start(worker(&api, "w", "x"), gate.clone());
+    let id = api.client.submit(&task("x", "")).await.unwrap().id;
+    gate.running(1).await;
+
+    api.kill();
+    port_free(only_api.listen).await;
+    let since = Timestamp::now();
+    until("long away", || async {
+        assert_eq!(state(&registry, "w").await, Some(AgentState::Available));
+        Timestamp::now().duration_since(since).as_millis() > 1200
+    })
+    .await;
+    gate.open();
+    let api = Server::ready(only_api, sqlite(dir.path())).await;
+    let task = reaches(&api.client, id, TaskState::Completed).await;
+    assert_eq!(task.attempts, 1, "the work was done twice");
+}
+
+#[tokio::test]
 async fn the_process_comes_up_before_its_database() {
     let dir = tempfile::tempdir().unwrap();
     let flaky = Flaky::new(sqlite(dir.path()), true);

@@ -165,3 +165,30 @@ async fn what_does_not_end_within_the_grace_goes_back() {
     gate.running(0).await;
     reaches(&server.client, id, TaskState::Ready).await;
 }
+
+/// Panics on the first try, and gives a lot on the others.
+struct Clumsy;
+
+#[async_trait]
+impl Handler for Clumsy {
+    async fn handle(&self, lease: &Lease) -> Result<Payload, HandlerError> {
+        assert!(lease.attempt > 1, "this panic is part of the test");
+        Ok(Payload::from_text(&"x".repeat(5000)))
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failure_and_a_result_that_is_refused_is_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(Role::ALL);
+    settings.limits = resurgam_platform::serve::Limits::with_payload(1000);
+    let server = Server::ready(settings, sqlite(dir.path())).await;
+    let _worker = Worker::start(worker(&server, "w", "x"), Arc::new(Clumsy));
+    let mut new = task("x", "");
+    new.retry.backoff = resurgam_model::Duration::from_millis(1);
+    let id = server.client.submit(&new).await.unwrap().id;
+    let dead = reaches(&server.client, id, TaskState::Dead).await;
+    assert_eq!(dead.attempts, 2);
+    let error = dead.error.unwrap();
+    assert!(error.starts_with("the result was refused: completions[0].result has 5002"), "{error}");
+}
