@@ -1,1 +1,22 @@
-//! Placeholder while the crate is being written.
+//! Recovery: notice a failure, find its cause, recover by a journaled runbook, prove it.
+//!
+//! ```text
+//! probes ─▶ diagnosis ─▶ incident ─▶ runbook ─▶ verify ─▶ report
+//! (I/O)     (pure)       (journal)   (steps, each journaled before it acts)
+//! ```
+//!
+//! The [`controller`] ties these together for a deployment. [`drill`] breaks a deployment from
+//! outside, as a person or fate would, and measures with its own eyes what callers see.
+
+pub mod controller;
+pub mod drill;
+mod error;
+pub mod health;
+pub mod journal;
+pub mod postgres;
+pub mod processes;
+pub mod runbook;
+pub mod server;
+pub mod status;
+
+pub use error::{Error, Result};

@@ -1,0 +1,503 @@
+//! The recovery controller of a deployment: sees, decides, recovers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use resurgam_deployment::postgres::Secrets;
+use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_deployment::{Component, Deployment, RunState};
+use resurgam_model::plan::{Plan, StoreKind};
+use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
+use resurgam_platform::client::Client;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::Result;
+use crate::health::{self, Board, Readiness};
+use crate::journal::{Incident, IncidentState, Journal, NewIncident};
+use crate::postgres::{self, Authority, Beat, Database, Verdict, diagnose};
+use crate::processes::{self, Processes, subject};
+use crate::runbook::{Step, execute, faults::Fault};
+use crate::status::{self, Status};
+
+/// How often to look when nothing rings.
+const LOOK: Duration = Duration::from_millis(100);
+/// After a recovery that did not succeed, the next one for the same cause waits so long.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// What a controller is made of.
+pub struct Parts {
+    /// The name of the deployment.
+    pub name: ComponentName,
+    /// The plan in force.
+    pub plan: Plan,
+    /// The journal.
+    pub journal: Journal,
+    /// Where it all runs.
+    pub deployment: Arc<dyn Deployment>,
+    /// Rings when a process started or ended.
+    pub process_news: watch::Receiver<u64>,
+    /// The API.
+    pub api: Client,
+    /// The roles to be probed.
+    pub roles: Vec<(ComponentName, Client)>,
+    /// The owned PostgreSQL, if there is one: who reigns, the passwords, where clients connect.
+    pub postgres: Option<(Arc<Authority>, Secrets, SocketAddr)>,
+    /// A fault in the recovery itself, for tests.
+    pub fault: Option<Fault>,
+    /// The run before did not end in order.
+    pub after_crash: bool,
+}
+
+/// The controller.
+pub struct Controller {
+    parts: Parts,
+    beat: watch::Sender<Beat>,
+    board: watch::Sender<Board>,
+    /// Recoveries that run in this life.
+    running: Mutex<BTreeSet<IncidentId>>,
+    /// The deployment has been seen to be up as a whole.
+    settled: watch::Sender<bool>,
+}
+
+impl Controller {
+    /// A controller that does nothing yet.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let (beat, _) = watch::channel(Beat::default());
+        let (board, _) = watch::channel(Board::new());
+        let (settled, _) = watch::channel(false);
+        Self { parts, beat, board, running: Mutex::default(), settled }
+    }
+
+    /// The journal.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.parts.journal
+    }
+
+    /// Who reigns over the owned PostgreSQL.
+    #[must_use]
+    pub fn authority(&self) -> Option<&Arc<Authority>> {
+        self.parts.postgres.as_ref().map(|(authority, _, _)| authority)
+    }
+
+    fn database(&self) -> Option<Database> {
+        let (authority, _, _) = self.parts.postgres.as_ref()?;
+        Some(Database {
+            authority: Arc::clone(authority),
+            beat: self.beat.subscribe(),
+            deployment: Arc::clone(&self.parts.deployment),
+            journal: self.parts.journal.clone(),
+            platform: Readiness::new(self.parts.api.clone()),
+            objectives: self.parts.plan.objectives(Scenario::PostgresPrimary),
+            synchronous: self.parts.plan.postgres.synchronous,
+        })
+    }
+
+    fn processes(&self) -> Processes {
+        Processes {
+            deployment: Arc::clone(&self.parts.deployment),
+            board: self.board.subscribe(),
+            detection: self.parts.plan.detection,
+            platform: Readiness::new(self.parts.api.clone()),
+            journal: self.parts.journal.clone(),
+        }
+    }
+
+    /// Works until it is dropped.
+    ///
+    /// # Errors
+    /// When the journal fails: what cannot be recorded is not done.
+    pub async fn run(self: Arc<Self>) -> Result<()> {
+        let mut parts = JoinSet::new();
+        if let Some((authority, secrets, _)) = &self.parts.postgres {
+            let detection = self.parts.plan.detection;
+            let probe = postgres::probe(
+                Arc::clone(authority),
+                secrets.clone(),
+                detection,
+                self.beat.clone(),
+            );
+            parts.spawn(async move {
+                probe.await;
+                Ok(())
+            });
+            let plan = &self.parts.plan.postgres;
+            let (synchronous, patience) =
+                (plan.synchronous && plan.standbys > 0, plan.degrade_after.0);
+            parts.spawn(postgres::care(Arc::clone(authority), synchronous, patience));
+        }
+        let watching = health::watch_all(
+            self.parts.roles.clone(),
+            self.parts.plan.detection,
+            self.board.clone(),
+        );
+        parts.spawn(async move {
+            watching.await;
+            Ok(())
+        });
+        parts.spawn(Arc::clone(&self).watch());
+        while let Some(ended) = parts.join_next().await {
+            match ended {
+                Ok(result) => result?,
+                Err(error) => {
+                    return Err(crate::Error::Timeout(format!("the controller broke: {error}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks, opens incidents, starts recoveries.
+    async fn watch(self: Arc<Self>) -> Result<()> {
+        let mut recoveries = JoinSet::new();
+        let mut processes = self.parts.process_news.clone();
+        let mut board = self.board.subscribe();
+        let mut beat = self.beat.subscribe();
+        let mut news = self.authority().map(|authority| authority.news());
+        let mut watched = Watched::default();
+        if self.parts.after_crash {
+            let new = NewIncident {
+                scenario: Scenario::FullStop,
+                component: self.parts.name.clone(),
+                cause: "the run before did not end in order".to_owned(),
+                first_sign: Timestamp::now(),
+            };
+            self.parts.journal.open_incident(&new, Timestamp::now())?;
+        }
+        loop {
+            let components = self.parts.deployment.components().await?;
+            let settled = self.settle(&components, &mut watched);
+            self.route().await?;
+            for new in self.find(&components, settled, &mut watched)? {
+                if self.paused(&new)? {
+                    continue;
+                }
+                let incident = self.parts.journal.open_incident(&new, Timestamp::now())?;
+                let id = incident.id;
+                if !self.is_running(id) {
+                    tracing::warn!(incident = %id, scenario = %new.scenario, cause = new.cause, "incident");
+                }
+            }
+            for incident in self.parts.journal.open_incidents()? {
+                self.recover(incident, &mut recoveries);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = processes.changed() => {}
+                _ = board.changed() => {}
+                _ = beat.changed() => {}
+                () = changed(&mut news) => {}
+                Some(ended) = recoveries.join_next() => {
+                    if let Ok(Err(error)) = ended {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_running(&self, id: IncidentId) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    /// Runs the runbook of an incident, unless it runs already.
+    fn recover(self: &Arc<Self>, incident: Incident, recoveries: &mut JoinSet<Result<()>>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if !running.insert(incident.id) {
+            return;
+        }
+        drop(running);
+        let controller = Arc::clone(self);
+        recoveries.spawn(async move {
+            let steps = controller.runbook(incident.scenario);
+            let journal = &controller.parts.journal;
+            let fault = controller.parts.fault.as_ref();
+            let ended = match steps {
+                Some(steps) => execute(journal, &incident, &steps, fault).await,
+                None => {
+                    // An incident of another plan: this deployment has no such component.
+                    journal.close_incident(
+                        incident.id,
+                        IncidentState::FalseAlarm,
+                        Timestamp::now(),
+                    )?;
+                    return Ok(());
+                }
+            };
+            let mut running = controller.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.remove(&incident.id);
+            drop(running);
+            let ended = ended?;
+            match ended.state {
+                IncidentState::Recovered | IncidentState::FalseAlarm | IncidentState::Open => {
+                    tracing::info!(incident = %incident.id, state = ?ended.state, detail = ended.detail, "incident closed");
+                }
+                IncidentState::Failed | IncidentState::Refused => {
+                    tracing::error!(incident = %incident.id, state = ?ended.state, detail = ended.detail, "incident needs a person");
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn runbook(&self, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
+        match scenario {
+            Scenario::PostgresPrimary => self.database().map(|database| postgres::steps(&database)),
+            other => processes::steps(&self.processes(), other),
+        }
+    }
+
+    /// An incident for the same cause has just failed: another try at once would fail as well.
+    fn paused(&self, new: &NewIncident) -> Result<bool> {
+        let recent = self.parts.journal.incidents(20)?;
+        let last = recent
+            .iter()
+            .find(|old| old.scenario == new.scenario && old.component == new.component);
+        Ok(last.is_some_and(|last| {
+            let unsuccessful = matches!(last.state, IncidentState::Failed | IncidentState::Refused);
+            let closed = last.closed_at.unwrap_or_default().as_millisecond();
+            let age = Timestamp::now().as_millisecond().saturating_sub(closed);
+            unsuccessful && age < i64::try_from(PAUSE_AFTER_FAILURE.as_millis()).unwrap_or(i64::MAX)
+        }))
+    }
+
+    /// Whether the deployment is up, or was. Until then, not running is coming up.
+    fn settle(&self, components: &[Component], watched: &mut Watched) -> bool {
+        if *self.settled.borrow() {
+            return true;
+        }
+        let board = self.board.borrow().clone();
+        let up = components.iter().all(|component| {
+            component.state == RunState::Running
+                && board.get(&component.name).is_none_or(|health| health.met)
+        });
+        let met = self.parts.roles.iter().all(|(name, _)| board.get(name).is_some_and(|h| h.met));
+        let database = self.authority().is_none_or(|a| a.view().reigning().is_some());
+        if up && met && database {
+            watched.lives = lives(components);
+            self.settled.send_replace(true);
+            return true;
+        }
+        false
+    }
+
+    /// While no recovery of the database runs, its service leads to whoever reigns.
+    async fn route(&self) -> Result<()> {
+        let Some((authority, _, _)) = &self.parts.postgres else { return Ok(()) };
+        let recovering = self
+            .parts
+            .journal
+            .open_incidents()?
+            .iter()
+            .any(|incident| incident.scenario == Scenario::PostgresPrimary);
+        let view = authority.view();
+        if !recovering
+            && let Some(name) = view.reigning()
+            && let Some(address) = authority.members().get(name)
+        {
+            self.parts.deployment.route(postgres::SERVICE, Some(*address)).await?;
+        }
+        Ok(())
+    }
+
+    /// What is wrong now.
+    fn find(
+        &self,
+        components: &[Component],
+        settled: bool,
+        watched: &mut Watched,
+    ) -> Result<Vec<NewIncident>> {
+        let mut found = BTreeMap::new();
+        found.extend(self.find_database().map(|new| (Scenario::PostgresPrimary, new)));
+        if settled {
+            let board = self.board.borrow().clone();
+            for component in components {
+                let Some((scenario, about)) = subject(component.kind, &component.name) else {
+                    continue;
+                };
+                let health = board.get(&component.name);
+                let ended = watched.ended(component);
+                let silent = health.is_some_and(|h| h.is_suspect(&self.parts.plan.detection));
+                let cause = if ended {
+                    let how = component.last_exit.as_deref().unwrap_or("ended");
+                    format!("the process of {} ended: {how}", component.name)
+                } else if silent {
+                    let why = health.and_then(|h| h.why.clone()).unwrap_or_default();
+                    format!("{} does not answer: {why}", component.name)
+                } else {
+                    continue;
+                };
+                let first_sign =
+                    health.and_then(|h| h.failing_since).unwrap_or_else(Timestamp::now);
+                found.entry(scenario).or_insert(NewIncident {
+                    scenario,
+                    component: about,
+                    cause,
+                    first_sign,
+                });
+            }
+        }
+        // A full stop under recovery explains the rest.
+        let stopped = self
+            .parts
+            .journal
+            .open_incidents()?
+            .iter()
+            .any(|incident| incident.scenario == Scenario::FullStop);
+        Ok(found
+            .into_values()
+            .filter(|new| !stopped || new.scenario == Scenario::PostgresPrimary)
+            .collect())
+    }
+
+    fn find_database(&self) -> Option<NewIncident> {
+        let database = self.database()?;
+        let state = database.authority.view().state;
+        let first_sign = self.beat.borrow().failing_since.unwrap_or_else(Timestamp::now);
+        let new = |component, cause| NewIncident {
+            scenario: Scenario::PostgresPrimary,
+            component,
+            cause,
+            first_sign,
+        };
+        let Some(primary) = state.primary else {
+            // A recovery that took the reign away did not end.
+            return Some(new(state.former?, "nobody reigns".to_owned()));
+        };
+        match diagnose(&database.signs(database.open_patience())) {
+            Verdict::Lost(signs) => Some(new(primary, signs.join("; "))),
+            Verdict::Starting | Verdict::Healthy | Verdict::Suspect(_) => None,
+        }
+    }
+
+    /// Everything at this moment.
+    ///
+    /// # Errors
+    /// When the journal or the deployment fails.
+    pub async fn status(&self) -> Result<Status> {
+        let components = self.parts.deployment.components().await?;
+        let board = self.board.borrow().clone();
+        let detection = &self.parts.plan.detection;
+        let components: Vec<_> = components
+            .into_iter()
+            .map(|component| {
+                let health = board.get(&component.name);
+                status::Health {
+                    answers: health.map(|h| h.met && !h.is_suspect(detection)),
+                    why: health.and_then(|h| h.why.clone()),
+                    component,
+                }
+            })
+            .collect();
+        let incidents = self.parts.journal.open_incidents()?;
+        let up = components.iter().all(|health| {
+            health.component.state == RunState::Running && health.answers != Some(false)
+        });
+        let redundant = self.authority().is_none_or(|authority| self.redundant(authority));
+        let kind = match self.parts.plan.store.kind {
+            StoreKind::Sqlite => "sqlite",
+            StoreKind::Postgres => "postgres",
+            StoreKind::External => "external",
+        };
+        let settled = *self.settled.borrow();
+        let works = settled && up && Readiness::new(self.parts.api.clone()).is_ready().await;
+        Ok(Status {
+            deployment: self.parts.plan.deployment.name.clone(),
+            kind: format!("{}/{kind}", self.parts.deployment.kind()),
+            ready: works && redundant && incidents.is_empty(),
+            api: self.parts.api.base_url().to_owned(),
+            components,
+            postgres: self
+                .parts
+                .postgres
+                .as_ref()
+                .map(|(a, _, service)| postgres_status(a, *service)),
+            incidents,
+        })
+    }
+
+    /// The standbys stream, and with a synchronous plan one of them has everything.
+    fn redundant(&self, authority: &Authority) -> bool {
+        let view = authority.view();
+        let Some(ServerState::Primary(primary)) = view.reigning().and_then(|n| view.server(n))
+        else {
+            return false;
+        };
+        let streaming = primary.standbys.iter().filter(|standby| standby.streaming).count();
+        let all = streaming + 1 >= authority.members().len();
+        let alone = authority.members().len() == 1;
+        all && (alone || !self.parts.plan.postgres.synchronous || view.state.complete.is_some())
+    }
+}
+
+fn postgres_status(authority: &Authority, service: SocketAddr) -> status::Postgres {
+    let view = authority.view();
+    let flushed = view.reigning().and_then(|name| match view.server(name) {
+        Some(ServerState::Primary(state)) => Some(state.flushed),
+        _ => None,
+    });
+    let instances = authority
+        .members()
+        .iter()
+        .map(|(name, address)| {
+            let seen = view.seen.get(name);
+            let received = match seen.map(|seen| &seen.renewal.observed.state) {
+                Some(ServerState::Standby(state)) => Some(state.received),
+                _ => None,
+            };
+            status::Instance {
+                name: name.clone(),
+                address: *address,
+                observed: seen.map(|seen| seen.renewal.observed.clone()),
+                heard_ms: seen
+                    .map(|seen| u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+                fence: seen.map(|seen| seen.renewal.fence),
+                lag_bytes: flushed.zip(received).map(|(f, r)| f.bytes_ahead_of(r)),
+            }
+        })
+        .collect();
+    status::Postgres {
+        service,
+        epoch: view.state.epoch,
+        primary: view.state.primary,
+        synchronous: view.state.synchronous,
+        complete: view.state.complete,
+        instances,
+    }
+}
+
+async fn changed(news: &mut Option<watch::Receiver<u64>>) {
+    match news {
+        Some(news) => {
+            if news.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The processes that run now.
+fn lives(components: &[Component]) -> BTreeMap<ComponentName, Option<u32>> {
+    components.iter().map(|component| (component.name.clone(), component.pid)).collect()
+}
+
+/// What was seen of the processes so far.
+#[derive(Debug, Default)]
+struct Watched {
+    lives: BTreeMap<ComponentName, Option<u32>>,
+}
+
+impl Watched {
+    /// Whether the process that was seen before has ended. True once for each end.
+    fn ended(&mut self, component: &Component) -> bool {
+        // On purpose is no failure.
+        let now = component.pid.filter(|_| component.state != RunState::Stopped);
+        let before = self.lives.insert(component.name.clone(), now).flatten();
+        before.is_some() && before != now && component.state != RunState::Stopped
+    }
+}

@@ -1,0 +1,17 @@
+//! Drills: break a deployment from outside, and measure with one's own eyes.
+//!
+//! A drill believes nothing that the controller says about success. Its [`load`] hands in
+//! checkable tasks and keeps a [`ledger`] of what it was told is safe; its [`fence`] witness
+//! tries to write where nothing may be written. Only the steps, and when the incident was
+//! opened, are taken from the controller's journal.
+
+pub mod fault;
+pub mod fence;
+pub mod ledger;
+pub mod load;
+mod run;
+pub mod subject;
+
+pub use fault::FaultKind;
+pub use run::{Drill, Progress};
+pub use subject::Subject;

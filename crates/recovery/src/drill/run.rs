@@ -1,0 +1,312 @@
+//! One drill from fault to verdict.
+
+use std::time::{Duration, Instant};
+
+use resurgam_deployment::ComponentKind;
+use resurgam_deployment::postgres::Programs;
+use resurgam_model::report::{DrillReport, DrillResult, Measured, StepStatus};
+use resurgam_model::{Scenario, Timestamp};
+
+use super::FaultKind;
+use super::fault::{Process, strike, working_in};
+use super::fence::Witness;
+use super::load::Load;
+use super::subject::Subject;
+use crate::journal::{Incident, IncidentState};
+use crate::status::{IncidentDetail, Status};
+use crate::{Error, Result};
+
+/// So much is acknowledged before the fault, so that there is something to lose.
+const WARM_UP: u64 = 60;
+/// How long the load may take to warm up, or to settle.
+const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+/// How long until an incident must be open.
+const DETECTION: Duration = Duration::from_secs(30);
+/// How long a recovery may take before the drill gives up on it.
+const RECOVERY: Duration = Duration::from_secs(300);
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Tells people how far it is.
+pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
+
+/// A drill against a deployment under load.
+pub struct Drill<'a> {
+    /// The deployment.
+    pub subject: &'a mut Subject,
+    /// The load on it.
+    pub load: &'a Load,
+    /// Hears how far it is.
+    pub progress: Progress<'a>,
+}
+
+/// What a scenario's own part found.
+struct Struck {
+    at: Timestamp,
+    incident: Option<IncidentDetail>,
+    split_brain: bool,
+    fence: Vec<String>,
+}
+
+impl Drill<'_> {
+    /// Makes the fault, waits for the recovery, and balances the books.
+    ///
+    /// # Errors
+    /// When the drill itself cannot be carried out. A recovery that fails is no error: it is in
+    /// the report.
+    pub async fn run(&mut self, scenario: Scenario, kind: FaultKind) -> Result<DrillReport> {
+        if kind == FaultKind::Freeze && scenario != Scenario::PostgresPrimary {
+            return Err(Error::Drill(format!(
+                "only postgres-primary can be frozen, not {scenario}"
+            )));
+        }
+        self.say("waiting until everything is up");
+        let status = self.subject.ready().await?;
+        let from = Timestamp::now();
+        self.warm_up(from).await?;
+        let struck = match scenario {
+            Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
+            Scenario::FullStop => self.full_stop(&status).await?,
+            Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
+            Scenario::AgentRegistry => {
+                self.one_of(&status, scenario, ComponentKind::Registry).await?
+            }
+            Scenario::Api => self.one_of(&status, scenario, ComponentKind::Api).await?,
+        };
+        self.say("balancing the books");
+        self.report(scenario, kind, &status.kind, from, struck).await
+    }
+
+    fn say(&self, text: &str) {
+        (self.progress)(text);
+    }
+
+    async fn warm_up(&self, from: Timestamp) -> Result<()> {
+        let deadline = Instant::now() + LOAD_PATIENCE;
+        while self.load.ledger().balance(from).acknowledged < WARM_UP {
+            if Instant::now() > deadline {
+                return Err(Error::Timeout(
+                    "the load was not acknowledged; see the logs of the api".to_owned(),
+                ));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Kills one process of a kind.
+    async fn one_of(
+        &self,
+        status: &Status,
+        scenario: Scenario,
+        kind: ComponentKind,
+    ) -> Result<Struck> {
+        let victims: Vec<_> =
+            status.components.iter().filter(|health| health.component.kind == kind).collect();
+        let victim = match kind {
+            ComponentKind::Worker => self.busiest(&victims).await?,
+            _ => victims.first().map(|health| health.component.clone()),
+        };
+        let victim =
+            victim.ok_or_else(|| Error::Drill(format!("the plan has nothing for {scenario}")))?;
+        let process = victim.pid.and_then(Process::find);
+        let process =
+            process.ok_or_else(|| Error::Drill(format!("{} does not run", victim.name)))?;
+        self.say(&format!("killing {}", victim.name));
+        let since = Timestamp::now();
+        strike(&[process], FaultKind::Kill).await?;
+        let at = Timestamp::now();
+        let incident = self.recovery(scenario, since).await?;
+        Ok(Struck { at, incident, split_brain: false, fence: Vec::new() })
+    }
+
+    /// The worker that holds most tasks, so that there is something to take back.
+    async fn busiest(
+        &self,
+        workers: &[&crate::status::Health],
+    ) -> Result<Option<resurgam_deployment::Component>> {
+        let client = self.subject.api().borrow().clone();
+        let agents = client.workers().await.map_err(|error| Error::Drill(error.to_string()))?;
+        let held = |name: &str| {
+            agents.iter().find(|agent| agent.id.as_str() == name).map_or(0, |agent| agent.running)
+        };
+        let busiest = workers.iter().max_by_key(|health| held(health.component.name.as_str()));
+        Ok(busiest.map(|health| health.component.clone()))
+    }
+
+    async fn full_stop(&mut self, _: &Status) -> Result<Struck> {
+        self.say("killing every process, the controller included");
+        let since = Timestamp::now();
+        self.subject.kill_all().await?;
+        let at = Timestamp::now();
+        self.subject.start_again().await?;
+        let incident = self.recovery(Scenario::FullStop, since).await?;
+        Ok(Struck { at, incident, split_brain: false, fence: Vec::new() })
+    }
+
+    async fn postgres_primary(&mut self, status: &Status, kind: FaultKind) -> Result<Struck> {
+        let postgres = status.postgres.as_ref().ok_or_else(|| {
+            Error::Drill(
+                "this deployment runs no PostgreSQL of its own; set store.kind = \"postgres\""
+                    .to_owned(),
+            )
+        })?;
+        let primary = postgres.primary.clone();
+        let primary = primary.ok_or_else(|| Error::Drill("there is no primary".to_owned()))?;
+        let instance = postgres.instances.iter().find(|instance| instance.name == primary);
+        let instance = instance.ok_or_else(|| Error::Drill("the primary is unknown".to_owned()))?;
+        let keeper = status.components.iter().find(|h| h.component.name == primary);
+        let keeper = keeper.and_then(|health| Process::find(health.component.pid?));
+        let state_dir = self.subject.state_dir().to_owned();
+        let programs = Programs::find(self.subject.plan().postgres.bin_dir.as_deref())?;
+        let mut witness =
+            Witness::new(&state_dir, primary.as_str(), instance.address, programs).await?;
+        let data = state_dir.join("postgres").join(primary.as_str()).join("data");
+
+        let mut victims = Vec::new();
+        if kind == FaultKind::Freeze {
+            // The keeper first: it must not see what happens to its server.
+            victims.extend(keeper);
+        }
+        victims.extend(working_in(&data));
+        self.say(&format!("{} {primary}: {} processes", kind.as_str(), victims.len()));
+        let since = Timestamp::now();
+        strike(&victims, kind).await?;
+        let at = Timestamp::now();
+        witness.begin();
+        if kind == FaultKind::Kill {
+            witness.force_start("at once").await?;
+        }
+        let incident = self.subject.incident(Scenario::PostgresPrimary, since, DETECTION).await?;
+        self.say("the loss was noticed; waiting for the promotion");
+        self.until(&incident, |detail| {
+            detail.steps.iter().any(|s| s.name == "promote" && s.status != StepStatus::Started)
+                || detail.incident.state != IncidentState::Open
+        })
+        .await?;
+        // From here on a successor reigns.
+        witness.force_start("after the promotion").await?;
+        if kind == FaultKind::Freeze {
+            self.say("waking the former primary");
+            // The server before its keeper, which is the worst order.
+            for process in victims.iter().rev() {
+                process.signal(rustix::process::Signal::CONT);
+            }
+        }
+        self.say("waiting until redundancy is back");
+        let detail =
+            self.until(&incident, |detail| detail.incident.state != IncidentState::Open).await?;
+        let (split_brain, fence) = witness.end().await;
+        Ok(Struck { at, incident: Some(detail), split_brain, fence })
+    }
+
+    /// Waits for the incident and its end.
+    async fn recovery(
+        &self,
+        scenario: Scenario,
+        since: Timestamp,
+    ) -> Result<Option<IncidentDetail>> {
+        let Ok(incident) = self.subject.incident(scenario, since, DETECTION).await else {
+            return Ok(None);
+        };
+        self.say("the loss was noticed; waiting for the recovery");
+        let detail =
+            self.until(&incident, |detail| detail.incident.state != IncidentState::Open).await?;
+        Ok(Some(detail))
+    }
+
+    async fn until(
+        &self,
+        incident: &Incident,
+        reached: impl Fn(&IncidentDetail) -> bool,
+    ) -> Result<IncidentDetail> {
+        let deadline = Instant::now() + RECOVERY;
+        loop {
+            let detail = self.subject.detail(incident.id).await;
+            match detail {
+                Ok(detail) if reached(&detail) => return Ok(detail),
+                Ok(detail) if Instant::now() > deadline => return Ok(detail),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                // The controller may be busy, or on its way back.
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    async fn report(
+        &self,
+        scenario: Scenario,
+        fault: FaultKind,
+        deployment: &str,
+        from: Timestamp,
+        struck: Struck,
+    ) -> Result<DrillReport> {
+        let ledger = self.load.ledger();
+        let until = Timestamp::now();
+        let deadline = Instant::now() + LOAD_PATIENCE;
+        // All that was acknowledged up to here must take effect.
+        let open_until = |balance: &super::ledger::Balance| {
+            let open = balance.open.iter().filter(|(_, acknowledged)| *acknowledged <= until);
+            open.copied().collect::<Vec<_>>()
+        };
+        let mut balance = ledger.balance(from);
+        while !open_until(&balance).is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+            balance = ledger.balance(from);
+        }
+        let lost = open_until(&balance);
+        let since_fault = |moment: Timestamp| {
+            let nanos = moment.as_nanosecond().saturating_sub(struck.at.as_nanosecond());
+            let nanos = u64::try_from(nanos).unwrap_or(0);
+            resurgam_model::Duration(Duration::from_nanos(nanos))
+        };
+        let incident = struck.incident.as_ref().map(|detail| &detail.incident);
+        let first_write = ledger.first_acknowledged_after(struck.at);
+        let restored = incident.and_then(|incident| incident.restored_at);
+        let back = match scenario {
+            // Writes are what was lost, so the first one that is acknowledged ends the outage.
+            Scenario::PostgresPrimary | Scenario::Api => first_write,
+            // Writes went on all the time, or are not all: the verified end of the step counts.
+            Scenario::AgentRegistry | Scenario::WorkerPool => restored,
+            Scenario::FullStop => restored.max(first_write).filter(|_| restored.is_some()),
+        };
+        let objectives = self.subject.plan().objectives(scenario);
+        let rto = Measured::new(objectives.rto, back.map(since_fault));
+        let oldest = lost.iter().map(|(_, acknowledged)| *acknowledged).min();
+        let age = oldest.map_or(Duration::ZERO, |oldest| {
+            let nanos = struck.at.as_nanosecond().saturating_sub(oldest.as_nanosecond());
+            Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+        });
+        let rpo = Measured::new(objectives.rpo, Some(resurgam_model::Duration(age)));
+        let state = incident.map(|incident| incident.state);
+        let met = rto.met && rpo.met && (lost.is_empty() || objectives.rpo.0 > Duration::ZERO);
+        let sound = balance.duplicated == 0 && balance.wrong.is_empty() && !struck.split_brain;
+        let result = match state {
+            Some(IncidentState::Refused) => DrillResult::Refused,
+            Some(IncidentState::Recovered | IncidentState::FalseAlarm) if met && sound => {
+                DrillResult::Recovered
+            }
+            _ => DrillResult::Failed,
+        };
+        for wrong in &balance.wrong {
+            tracing::error!(wrong, "a wrong result");
+        }
+        Ok(DrillReport {
+            scenario,
+            severity: scenario.severity(),
+            deployment: deployment.to_owned(),
+            fault: fault.as_str().to_owned(),
+            started_at: struck.at,
+            detection_ms: incident.map(|incident| since_fault(incident.opened_at).as_millis()),
+            steps: struck.incident.as_ref().map(|d| d.steps.clone()).unwrap_or_default(),
+            rto,
+            rpo,
+            acknowledged: balance.acknowledged,
+            lost: u64::try_from(lost.len()).unwrap_or(u64::MAX),
+            duplicated: balance.duplicated,
+            split_brain: struck.split_brain,
+            fence: struck.fence,
+            result,
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! Which instance reigns: the record on which fencing rests.
+
+use resurgam_model::ComponentName;
+use resurgam_model::database::Epoch;
+use serde::{Deserialize, Serialize};
+
+use super::Journal;
+use crate::{Error, Result};
+
+/// Who may be primary, and how safe a change would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterState {
+    /// Grows with each change; the number of the directives that follow from this state.
+    pub version: u64,
+    /// The current reign.
+    pub epoch: Epoch,
+    /// Who has it. None between the fencing of one primary and the promotion of the next.
+    pub primary: Option<ComponentName>,
+    /// The database has been made: from now on a primary never begins with nothing.
+    pub created: bool,
+    /// The standby that the primary is told to wait for at each commit.
+    pub synchronous: Option<ComponentName>,
+    /// The standby that is sure to have every acknowledged write: the primary waits for it, and
+    /// has since before anything was acknowledged that it may lack.
+    pub complete: Option<ComponentName>,
+    /// Who must stay stopped until a runbook says otherwise: a former primary that has not been
+    /// rebuilt.
+    pub stopped: Option<ComponentName>,
+    /// Who had the reign before.
+    pub former: Option<ComponentName>,
+}
+
+impl Journal {
+    /// The state as last recorded.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn cluster(&self) -> Result<ClusterState> {
+        match self.meta("cluster")? {
+            None => Ok(ClusterState::default()),
+            Some(json) => {
+                serde_json::from_str(&json).map_err(|error| Error::Corrupt(error.to_string()))
+            }
+        }
+    }
+
+    /// Records a change. When this returns, it is on disk.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn set_cluster(&self, state: &ClusterState) -> Result<()> {
+        let json =
+            serde_json::to_string(state).map_err(|error| Error::Corrupt(error.to_string()))?;
+        self.set_meta("cluster", &json)
+    }
+}

@@ -1,0 +1,17 @@
+//! The recovery of PostgreSQL: who reigns, how a loss is noticed, and the runbook.
+
+mod authority;
+mod care;
+mod choose;
+mod diagnosis;
+mod fencing;
+mod probe;
+mod runbook;
+
+pub use authority::{Authority, Seen, View};
+pub use care::care;
+pub use choose::{Candidate, Choice, choose};
+pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
+pub use fencing::{Proof, prove};
+pub use probe::{Beat, probe};
+pub use runbook::{Database, SERVICE, steps};

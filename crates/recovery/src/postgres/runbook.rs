@@ -1,0 +1,550 @@
+//! The runbook for the loss of the primary.
+//!
+//! confirm → evidence → fence → choose → promote → reroute → verify → rebuild → redundancy
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use resurgam_deployment::Deployment;
+use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_model::{ComponentName, Objectives, Timestamp};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::authority::{Authority, View};
+use super::choose::{Candidate, Choice, choose};
+use super::diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
+use super::fencing::{Proof, prove};
+use super::probe::Beat;
+use crate::health::Readiness;
+use crate::journal::Journal;
+use crate::runbook::{Done, SoFar, Step, Stop};
+
+/// A standby that hears nothing for longer receives nothing. The probe writes several times a
+/// second, so there is always something to hear.
+const DEAF_AFTER: Duration = Duration::from_millis(1200);
+/// A keeper's word older than this says nothing about the present.
+const FRESH: Duration = Duration::from_millis(1000);
+/// How often a condition is looked at when nothing rings.
+const LOOK: Duration = Duration::from_millis(20);
+/// The service by which clients reach whoever reigns.
+pub const SERVICE: &str = "postgres";
+
+/// What the steps work on.
+#[derive(Clone)]
+pub struct Database {
+    /// Who reigns.
+    pub authority: Arc<Authority>,
+    /// What the probe finds.
+    pub beat: watch::Receiver<Beat>,
+    /// Where it all runs.
+    pub deployment: Arc<dyn Deployment>,
+    /// Where everything is recorded.
+    pub journal: Journal,
+    /// Whether the platform works.
+    pub platform: Readiness,
+    /// What is promised.
+    pub objectives: Objectives,
+    /// Whether the plan wants commits to wait for a standby.
+    pub synchronous: bool,
+}
+
+impl Database {
+    /// The signs about the primary at this moment.
+    #[must_use]
+    pub fn signs(&self, patience: Duration) -> Signs {
+        let view = self.authority.view();
+        let now = Instant::now();
+        let primary = view.state.primary.as_ref();
+        let seen = primary.and_then(|name| view.seen.get(name));
+        let keeper = match seen {
+            None => KeeperSign::NeverHeard,
+            // What it said last may be long out of date.
+            Some(seen) if now - seen.at > FRESH => KeeperSign::Silent(now - seen.at),
+            Some(seen) => KeeperSign::Reports(seen.renewal.observed.state.clone()),
+        };
+        let beat = self.beat.borrow().clone();
+        let sql = if beat.target.as_ref() == primary { beat.sign } else { SqlSign::NotTried };
+        let port = primary.and_then(|name| self.authority.members().get(name)).map(|a| a.port());
+        let standbys = self
+            .authority
+            .members()
+            .keys()
+            .filter(|name| Some(*name) != primary)
+            .map(|name| StandbySign {
+                name: name.to_string(),
+                receives: receives(&view, name, port, now),
+            })
+            .collect();
+        Signs {
+            keeper,
+            sql,
+            standbys,
+            reigned: view.reigned,
+            reign_for: now - view.since,
+            patience,
+        }
+    }
+
+    /// How long the keeper may be silent before an incident is opened.
+    #[must_use]
+    pub fn open_patience(&self) -> Duration {
+        self.authority.lease() / 2
+    }
+
+    /// How long it must have been silent before its reign is taken away.
+    fn fence_patience(&self) -> Duration {
+        self.authority.lease() * 3 / 4
+    }
+
+    /// Waits until `look` finds something, or rather until the step's time is over.
+    async fn until<T>(&self, mut look: impl FnMut(&View) -> Option<T>) -> T {
+        let mut news = self.authority.news();
+        loop {
+            if let Some(found) = look(&self.authority.view()) {
+                return found;
+            }
+            tokio::select! {
+                _ = news.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+}
+
+fn receives(view: &View, standby: &ComponentName, port: Option<u16>, now: Instant) -> Option<bool> {
+    let seen = view.seen.get(standby).filter(|seen| now - seen.at < FRESH)?;
+    let ServerState::Standby(state) = &seen.renewal.observed.state else { return None };
+    let age = now - seen.at;
+    let streams = state.streaming_from.is_some() && state.streaming_from == port;
+    let silent = state.silent_ms.map_or(Duration::MAX, |ms| Duration::from_millis(ms) + age);
+    Some(streams && silent < DEAF_AFTER)
+}
+
+/// The steps.
+#[must_use]
+pub fn steps(database: &Database) -> Vec<Box<dyn Step>> {
+    let database = || database.clone();
+    vec![
+        Box::new(Confirm(database())),
+        Box::new(Evidence(database())),
+        Box::new(Fence(database())),
+        Box::new(Choose(database())),
+        Box::new(Promote(database())),
+        Box::new(Reroute(database())),
+        Box::new(Verify(database())),
+        Box::new(Rebuild(database())),
+        Box::new(Redundancy(database())),
+    ]
+}
+
+fn name_in(so_far: &SoFar<'_>, step: &str, key: &str) -> Result<ComponentName, Stop> {
+    let value = so_far.output(step).and_then(|output| output.get(key)).and_then(|v| v.as_str());
+    let missing = || Stop::Retry(format!("the journal has no {key} of the step {step}"));
+    value.and_then(|text| ComponentName::new(text).ok()).ok_or_else(missing)
+}
+
+/// Is it really lost? More than one sign must say so.
+struct Confirm(Database);
+
+#[async_trait]
+impl Step for Confirm {
+    fn name(&self) -> &'static str {
+        "confirm"
+    }
+
+    fn timeout(&self) -> Duration {
+        self.0.authority.lease() * 4 + Duration::from_secs(90)
+    }
+
+    async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let mut well_since = None;
+        loop {
+            let state = database.authority.view().state;
+            let Some(primary) = state.primary else {
+                // Fenced already, by a controller before this one.
+                let former = state.former.map(|name| name.to_string());
+                return Ok(Done::skipped("nobody reigns").with(json!({ "former": former })));
+            };
+            match diagnose(&database.signs(database.fence_patience())) {
+                Verdict::Lost(signs) => {
+                    let detail = format!("{primary} is lost: {}", signs.join("; "));
+                    return Ok(Done::done(detail).with(json!({ "former": primary })));
+                }
+                Verdict::Healthy => {
+                    let since: Instant = *well_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > FRESH {
+                        return Err(Stop::FalseAlarm(format!(
+                            "{primary} accepts writes: it came back by itself"
+                        )));
+                    }
+                }
+                Verdict::Starting | Verdict::Suspect(_) => well_since = None,
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Keeps what is known before anything is changed.
+struct Evidence(Database);
+
+#[async_trait]
+impl Step for Evidence {
+    fn name(&self) -> &'static str {
+        "evidence"
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let view = database.authority.view();
+        let former = name_in(so_far, "confirm", "former")?;
+        let now = Timestamp::now();
+        let mut kept = 0;
+        for (name, seen) in &view.seen {
+            let text = format!(
+                "{name}, {} ms ago: {}",
+                seen.at.elapsed().as_millis(),
+                serde_json::to_string(&seen.renewal.observed)?
+            );
+            database.journal.add_evidence(so_far.incident.id, &text, now)?;
+            kept += 1;
+        }
+        let log = database.deployment.logs(&former, 20).await.unwrap_or_default();
+        if !log.is_empty() {
+            let text = format!("last lines of {former}:\n{}", log.join("\n"));
+            database.journal.add_evidence(so_far.incident.id, &text, now)?;
+            kept += 1;
+        }
+        Ok(Done::done(format!("{kept} records kept")))
+    }
+}
+
+/// Takes the reign away, cuts the clients off, and makes sure that the former primary cannot
+/// accept a write.
+struct Fence(Database);
+
+#[async_trait]
+impl Step for Fence {
+    fn name(&self) -> &'static str {
+        "fence"
+    }
+
+    fn timeout(&self) -> Duration {
+        self.0.authority.lease() * 2 + Duration::from_secs(10)
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let former = name_in(so_far, "confirm", "former")?;
+        let state = database.authority.change(|state| {
+            if state.primary.as_ref() == Some(&former) {
+                state.primary = None;
+                state.former = Some(former.clone());
+                state.stopped = Some(former.clone());
+                state.epoch = state.epoch.next();
+            }
+        })?;
+        let epoch = state.epoch;
+        if state.primary.is_some() {
+            // A later step has been here, before the controller died.
+            return Ok(Done::skipped("a successor reigns").with(json!({ "epoch": epoch })));
+        }
+        database.deployment.route(SERVICE, None).await?;
+        let proof = database
+            .until(|view| match prove(view, &former, state.version, Instant::now()) {
+                Proof::Fenced(why) => Some(Ok(why)),
+                Proof::At(_) => None,
+                Proof::None(why) => Some(Err(why)),
+            })
+            .await;
+        match proof {
+            Ok(why) => Ok(Done::done(format!("epoch {epoch}: {former} is out: {why}"))
+                .with(json!({ "epoch": epoch }))),
+            Err(why) => Err(Stop::Refuse(format!("{former} may still accept writes: {why}"))),
+        }
+    }
+}
+
+/// Chooses the most advanced standby, and says what would be lost.
+struct Choose(Database);
+
+impl Choose {
+    fn candidates(view: &View) -> Vec<Candidate> {
+        view.seen
+            .iter()
+            .filter(|(name, seen)| {
+                seen.at.elapsed() < FRESH && view.state.stopped.as_ref() != Some(name)
+            })
+            .filter_map(|(name, seen)| match &seen.renewal.observed.state {
+                ServerState::Standby(state) => Some(Candidate {
+                    name: name.clone(),
+                    timeline: state.timeline,
+                    received: state.received,
+                }),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Step for Choose {
+    fn name(&self) -> &'static str {
+        "choose"
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let former = name_in(so_far, "confirm", "former")?;
+        let started = Instant::now();
+        let rpo = database.objectives.rpo;
+        let choice = database
+            .until(|view| {
+                if let Some(primary) = &view.state.primary {
+                    let chosen = primary.clone();
+                    return Some(Ok((
+                        Choice { name: chosen, complete: true, loss_ms: None, loss_bytes: None },
+                        true,
+                    )));
+                }
+                let candidates = Self::candidates(view);
+                let known = view.samples.last().map_or(started, |(at, _)| *at);
+                let complete = view.state.complete.as_ref();
+                let best = choose(&candidates, complete, &view.samples, known);
+                let affordable = best.as_ref().is_some_and(|choice| {
+                    choice.complete || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
+                });
+                if affordable {
+                    return best.map(|choice| Ok((choice, false)));
+                }
+                // Whoever has everything may still come; and the former primary itself has.
+                let former_has_data = view.server(&former) == Some(&ServerState::Stopped)
+                    && view.seen.get(&former).is_some_and(|seen| seen.at.elapsed() < FRESH);
+                let waited = started.elapsed() > Duration::from_secs(5);
+                if former_has_data && (waited || database.authority.members().len() == 1) {
+                    let choice = Choice {
+                        name: former.clone(),
+                        complete: true,
+                        loss_ms: Some(0),
+                        loss_bytes: Some(0),
+                    };
+                    return Some(Ok((choice, false)));
+                }
+                (started.elapsed() > Duration::from_secs(30)).then(|| Err(best))
+            })
+            .await;
+        match choice {
+            Ok((choice, true)) => Ok(Done::skipped(format!("{} reigns", choice.name))
+                .with(json!({ "chosen": choice.name }))),
+            Ok((choice, false)) => {
+                let loss = match (choice.complete, choice.loss_ms, choice.loss_bytes) {
+                    (true, _, _) => "nothing acknowledged is missing".to_owned(),
+                    (false, Some(ms), Some(bytes)) => {
+                        format!("up to {ms} ms ({bytes} bytes of log) may be missing, which the objective of {rpo} allows")
+                    }
+                    (false, Some(ms), None) => format!("up to {ms} ms may be missing"),
+                    (false, None, _) => "what is missing is not known".to_owned(),
+                };
+                let how = if choice.name == former { "the only one with all data" } else { "the most advanced" };
+                Ok(Done::done(format!("{}, {how}: {loss}", choice.name))
+                    .with(json!({ "chosen": choice.name, "loss_ms": choice.loss_ms, "loss_bytes": choice.loss_bytes })))
+            }
+            Err(None) => Err(Stop::Refuse(
+                "no standby can be reached, and the former primary has no usable data; restore from a backup, or bring an instance back and start the recovery again".to_owned(),
+            )),
+            Err(Some(choice)) => Err(Stop::Refuse(format!(
+                "{} is the best, but {} would be missing and the objective allows {rpo}; a person has to decide",
+                choice.name,
+                choice.loss_ms.map_or("an unknown amount".to_owned(), |ms| format!("{ms} ms")),
+            ))),
+        }
+    }
+}
+
+/// Gives the reign to the chosen one.
+struct Promote(Database);
+
+#[async_trait]
+impl Step for Promote {
+    fn name(&self) -> &'static str {
+        "promote"
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(120)
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let chosen = name_in(so_far, "choose", "chosen")?;
+        database.authority.change(|state| {
+            if state.primary.is_some() {
+                return;
+            }
+            state.primary = Some(chosen.clone());
+            // The fence has used up one epoch; a reign takes a fresh one, also because the
+            // chosen may be the former primary.
+            state.epoch = state.epoch.next();
+            state.synchronous = None;
+            state.complete = None;
+            if state.stopped.as_ref() == Some(&chosen) {
+                state.stopped = None;
+            }
+        })?;
+        let (epoch, timeline) = database
+            .until(|view| match (view.reigning(), view.server(&chosen)) {
+                (Some(name), Some(ServerState::Primary(state))) if *name == chosen => {
+                    Some((state.epoch, state.timeline))
+                }
+                _ => None,
+            })
+            .await;
+        Ok(Done::done(format!("{chosen} reigns in epoch {epoch}, on timeline {timeline}"))
+            .with(json!({ "epoch": epoch, "timeline": timeline })))
+    }
+}
+
+/// Leads every client to the new primary.
+struct Reroute(Database);
+
+#[async_trait]
+impl Step for Reroute {
+    fn name(&self) -> &'static str {
+        "reroute"
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let chosen = name_in(so_far, "choose", "chosen")?;
+        let address = database.authority.members().get(&chosen).copied();
+        let address = address.ok_or_else(|| Stop::Retry(format!("{chosen} has no address")))?;
+        database.deployment.route(SERVICE, Some(address)).await?;
+        Ok(Done::done(format!(
+            "the service {SERVICE} leads to {chosen} at {address}; connections to the former primary are cut"
+        )))
+    }
+}
+
+/// Writes as a client does, and asks the platform itself.
+struct Verify(Database);
+
+#[async_trait]
+impl Step for Verify {
+    fn name(&self) -> &'static str {
+        "verify"
+    }
+
+    fn restores_service(&self) -> bool {
+        true
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let chosen = name_in(so_far, "choose", "chosen")?;
+        let mut beat = database.beat.clone();
+        beat.wait_for(|beat| beat.target.as_ref() == Some(&chosen) && beat.sign == SqlSign::Works)
+            .await
+            .map_err(|_| Stop::Retry("the probe has ended".to_owned()))?;
+        database.platform.wait().await;
+        Ok(Done::done(format!("{chosen} takes writes and gives them back; the platform is ready")))
+    }
+}
+
+/// Makes the former primary a standby of the new one.
+struct Rebuild(Database);
+
+#[async_trait]
+impl Step for Rebuild {
+    fn name(&self) -> &'static str {
+        "rebuild"
+    }
+
+    fn timeout(&self) -> Duration {
+        // A base backup of a large database takes its time.
+        Duration::from_secs(6 * 3600)
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let former = name_in(so_far, "confirm", "former")?;
+        let chosen = name_in(so_far, "choose", "chosen")?;
+        if former == chosen {
+            return Ok(Done::skipped(format!("{former} itself reigns again")));
+        }
+        database.authority.change(|state| {
+            if state.stopped.as_ref() == Some(&former) {
+                state.stopped = None;
+            }
+        })?;
+        let port = database.authority.members().get(&chosen).map(|address| address.port());
+        let mut did: Vec<String> = Vec::new();
+        let timeline = database
+            .until(|view| {
+                let seen = view.seen.get(&former)?;
+                if let Some(doing) = &seen.renewal.observed.doing
+                    && !did.contains(doing)
+                {
+                    did.push(doing.clone());
+                }
+                match &seen.renewal.observed.state {
+                    ServerState::Standby(state)
+                        if state.streaming_from.is_some() && state.streaming_from == port =>
+                    {
+                        Some(state.timeline)
+                    }
+                    _ => None,
+                }
+            })
+            .await;
+        let how = if did.is_empty() { "its data fitted".to_owned() } else { did.join(", then ") };
+        Ok(Done::done(format!("{former} streams from {chosen} on timeline {timeline} ({how})")))
+    }
+}
+
+/// Makes sure that the next loss would be as harmless.
+struct Redundancy(Database);
+
+#[async_trait]
+impl Step for Redundancy {
+    fn name(&self) -> &'static str {
+        "redundancy"
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(600)
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let chosen = name_in(so_far, "choose", "chosen")?;
+        let members: BTreeMap<_, _> = database.authority.members().clone();
+        if members.len() == 1 {
+            return Ok(Done::skipped("the plan has no standby"));
+        }
+        let synchronous = database.synchronous;
+        let standbys = database
+            .until(|view| {
+                let Some(ServerState::Primary(state)) = view.server(&chosen) else { return None };
+                let streaming: Vec<_> = state
+                    .standbys
+                    .iter()
+                    .filter(|standby| standby.streaming)
+                    .map(|standby| standby.name.clone())
+                    .collect();
+                let all = streaming.len() + 1 >= members.len();
+                let safe = !synchronous || view.state.complete.is_some();
+                (all && safe).then_some(streaming)
+            })
+            .await;
+        let mode = if synchronous { "synchronously" } else { "asynchronously" };
+        Ok(Done::done(format!("{} replicates {mode} to {}", chosen, standbys.join(", "))))
+    }
+}

@@ -1,0 +1,284 @@
+//! The runbooks for lost processes: API, registry, workers, and all of them at once.
+//!
+//! confirm → evidence → restart → verify
+//!
+//! The deployment starts ended processes again by itself; the runbook makes sure of it, and
+//! above all verifies what a restart alone does not show: that the agents are registered again,
+//! that no task is held by the dead, and that the platform works down to its store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use resurgam_deployment::{Component, ComponentKind, Deployment, RunState};
+use resurgam_model::agent::AgentState;
+use resurgam_model::plan::Detection;
+use resurgam_model::{ComponentName, Scenario, Timestamp};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::health::{Board, Readiness};
+use crate::journal::Journal;
+use crate::runbook::{Done, SoFar, Step, Stop};
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// What the steps work on.
+#[derive(Clone)]
+pub struct Processes {
+    /// Where it all runs.
+    pub deployment: Arc<dyn Deployment>,
+    /// What the probes find.
+    pub board: watch::Receiver<Board>,
+    /// When a probe counts.
+    pub detection: Detection,
+    /// Whether the platform works.
+    pub platform: Readiness,
+    /// Where everything is recorded.
+    pub journal: Journal,
+}
+
+/// The steps of a scenario. None for scenarios that are not about processes.
+#[must_use]
+pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
+    let kinds: &'static [ComponentKind] = match scenario {
+        Scenario::Api => &[ComponentKind::Api],
+        Scenario::AgentRegistry => &[ComponentKind::Registry],
+        Scenario::WorkerPool => &[ComponentKind::Worker],
+        Scenario::FullStop => &[
+            ComponentKind::Registry,
+            ComponentKind::Supervisor,
+            ComponentKind::Api,
+            ComponentKind::Worker,
+        ],
+        Scenario::PostgresPrimary => return None,
+    };
+    let of = || Of { processes: processes.clone(), kinds };
+    Some(vec![
+        Box::new(Confirm(of())),
+        Box::new(Evidence(of())),
+        Box::new(Restart(of())),
+        Box::new(Verify(of())),
+    ])
+}
+
+struct Of {
+    processes: Processes,
+    kinds: &'static [ComponentKind],
+}
+
+impl Of {
+    async fn components(&self) -> Result<Vec<Component>, Stop> {
+        let all = self.processes.deployment.components().await?;
+        Ok(all.into_iter().filter(|component| self.kinds.contains(&component.kind)).collect())
+    }
+
+    fn answers(&self, component: &Component) -> bool {
+        let board = self.processes.board.borrow();
+        component.address.is_none()
+            || board
+                .get(&component.name)
+                .is_some_and(|health| health.is_well(&self.processes.detection))
+    }
+}
+
+/// What is wrong with which of them?
+struct Confirm(Of);
+
+#[async_trait]
+impl Step for Confirm {
+    fn name(&self) -> &'static str {
+        "confirm"
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        // The incident was opened on one sign: an ended process, or probes without answer.
+        let mut signs = Vec::new();
+        for component in self.0.components().await? {
+            if component.state != RunState::Running {
+                signs.push(format!("{} does not run", component.name));
+            } else if !self.0.answers(&component) {
+                signs.push(format!("{} does not answer", component.name));
+            } else if component.started_at.is_some_and(|at| {
+                at.as_millisecond() >= so_far.incident.first_sign.as_millisecond()
+            }) {
+                signs.push(format!("{} was started again", component.name));
+            }
+        }
+        if signs.is_empty() {
+            return Ok(Done::done("all of them run and answer again"));
+        }
+        Ok(Done::done(signs.join("; ")))
+    }
+}
+
+/// Keeps what is known before anything is restarted.
+struct Evidence(Of);
+
+#[async_trait]
+impl Step for Evidence {
+    fn name(&self) -> &'static str {
+        "evidence"
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let processes = &self.0.processes;
+        let now = Timestamp::now();
+        let mut kept = 0;
+        for component in self.0.components().await? {
+            let log = processes.deployment.logs(&component.name, 10).await.unwrap_or_default();
+            let text = format!("{}\n{}", serde_json::to_string(&component)?, log.join("\n"));
+            processes.journal.add_evidence(so_far.incident.id, &text, now)?;
+            kept += 1;
+        }
+        Ok(Done::done(format!("{kept} records kept")))
+    }
+}
+
+/// Makes sure that they run: ended ones are started at once, and those that run without
+/// answering are ended first.
+struct Restart(Of);
+
+impl Restart {
+    fn stuck(&self, component: &Component) -> bool {
+        let processes = &self.0.processes;
+        let board = processes.board.borrow();
+        let health = board.get(&component.name);
+        // Probes of the process before say nothing about this one.
+        let young = component.started_at.is_some_and(|at| {
+            let age = Timestamp::now().as_millisecond() - at.as_millisecond();
+            age < 5_000
+        });
+        !young && health.is_some_and(|health| health.is_suspect(&processes.detection))
+    }
+}
+
+#[async_trait]
+impl Step for Restart {
+    fn name(&self) -> &'static str {
+        "restart"
+    }
+
+    async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
+        let mut restarted = Vec::new();
+        for component in self.0.components().await? {
+            if component.state == RunState::Running && !self.stuck(&component) {
+                continue;
+            }
+            self.0.processes.deployment.restart(&component.name).await?;
+            restarted.push(component.name.to_string());
+        }
+        let components = self.0.components().await?;
+        if let Some(down) = components.iter().find(|c| c.state != RunState::Running) {
+            let why = down.last_exit.as_deref().unwrap_or("no reason known");
+            return Err(Stop::Retry(format!("{} does not stay up: {why}", down.name)));
+        }
+        if restarted.is_empty() {
+            return Ok(Done::skipped("the deployment had started them again"));
+        }
+        Ok(Done::done(format!("restarted {}", restarted.join(", "))))
+    }
+}
+
+/// Do they serve, and does the platform work?
+struct Verify(Of);
+
+impl Verify {
+    /// What is still missing; empty when all is well.
+    async fn missing(&self) -> Result<Vec<String>, Stop> {
+        let processes = &self.0.processes;
+        let mut missing = Vec::new();
+        let components = self.0.components().await?;
+        for component in &components {
+            if component.state != RunState::Running || !self.0.answers(component) {
+                missing.push(format!("{} does not answer yet", component.name));
+            }
+        }
+        if !processes.platform.is_ready().await {
+            missing.push("the platform is not ready".to_owned());
+        }
+        if !missing.is_empty() {
+            return Ok(missing);
+        }
+        // A lost registry shows in the agents, lost workers in the agents and in their tasks.
+        let workers: Vec<Component> = processes
+            .deployment
+            .components()
+            .await?
+            .into_iter()
+            .filter(|component| component.kind == ComponentKind::Worker)
+            .collect();
+        let agents = processes.platform.client().agents().await?;
+        for worker in &workers {
+            let agent = agents.iter().find(|agent| agent.id.as_str() == worker.name.as_str());
+            let started = worker.started_at.unwrap_or_default();
+            // The database keeps times in microseconds, the deployment in nanoseconds.
+            let present = agent.is_some_and(|agent| {
+                agent.state == AgentState::Available
+                    && agent.registered_at.as_millisecond() + 1 >= started.as_millisecond()
+            });
+            if !present {
+                missing.push(format!("{} is not registered again", worker.name));
+            }
+        }
+        for agent in &agents {
+            if agent.state == AgentState::Gone && agent.running > 0 {
+                missing.push(format!("{} is gone and holds {} tasks", agent.id, agent.running));
+            }
+        }
+        Ok(missing)
+    }
+}
+
+#[async_trait]
+impl Step for Verify {
+    fn name(&self) -> &'static str {
+        "verify"
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    fn restores_service(&self) -> bool {
+        true
+    }
+
+    async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
+        loop {
+            let missing = match self.missing().await {
+                // The API itself may be what is being recovered.
+                Err(Stop::Retry(why)) => vec![why],
+                missing => missing?,
+            };
+            if missing.is_empty() {
+                break;
+            }
+            tracing::debug!(?missing, "not verified yet");
+            tokio::time::sleep(LOOK).await;
+        }
+        let names: Vec<String> =
+            self.0.components().await?.iter().map(|c| c.name.to_string()).collect();
+        Ok(Done::done(format!(
+            "{} answer, every worker is registered, no task is held by the dead",
+            names.join(", ")
+        ))
+        .with(json!({ "components": names })))
+    }
+}
+
+/// The component that an incident about such processes is about.
+#[must_use]
+pub fn subject(kind: ComponentKind, name: &ComponentName) -> Option<(Scenario, ComponentName)> {
+    match kind {
+        ComponentKind::Api => Some((Scenario::Api, name.clone())),
+        ComponentKind::Registry => Some((Scenario::AgentRegistry, name.clone())),
+        ComponentKind::Worker => {
+            // worker-pool-2 belongs to worker-pool.
+            let pool = name.as_str().rsplit_once('-').map_or(name.as_str(), |(pool, _)| pool);
+            Some((Scenario::WorkerPool, ComponentName::new(pool).ok()?))
+        }
+        ComponentKind::Supervisor | ComponentKind::Postgres => None,
+    }
+}

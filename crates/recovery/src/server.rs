@@ -1,0 +1,141 @@
+//! The controller's HTTP interface, on loopback: leases for keepers, status for people.
+//!
+//! Leases are given only to those who show the deployment's token. What people may see is
+//! readable without it, like the platform's own interface.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use resurgam_deployment::postgres::wire::Renewal;
+use resurgam_model::{ComponentName, IncidentId, Timestamp};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::controller::Controller;
+use crate::status::IncidentDetail;
+
+/// A renewal is small.
+const MAX_BODY: usize = 256 * 1024;
+
+struct Shared {
+    controller: Arc<Controller>,
+    token: String,
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    controller: Arc<Controller>,
+    token: String,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let shared = Arc::new(Shared { controller, token });
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/incidents", get(incidents))
+        .route("/v1/incidents/{id}", get(incident))
+        .route("/v1/instances/{name}/renew", post(renew))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .with_state(shared);
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(shutdown)
+        .await
+}
+
+/// An RFC 9457 problem document.
+fn problem(status: StatusCode, detail: impl Into<String>) -> Response {
+    let body = json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or("error"),
+        "status": status.as_u16(),
+        "detail": detail.into(),
+    });
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+}
+
+fn failed(error: &crate::Error) -> Response {
+    tracing::error!(%error, "answer a request");
+    problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+async fn status(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.controller.status().await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listing {
+    #[serde(default = "hundred")]
+    limit: u32,
+}
+
+fn hundred() -> u32 {
+    100
+}
+
+async fn incidents(State(shared): State<Arc<Shared>>, query: Query<Listing>) -> Response {
+    match shared.controller.journal().incidents(query.limit.min(1000)) {
+        Ok(incidents) => Json(incidents).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn incident(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    let Ok(id) = id.parse::<IncidentId>() else {
+        return problem(StatusCode::BAD_REQUEST, "an incident's id is a UUID; see /v1/incidents");
+    };
+    let journal = shared.controller.journal();
+    let detail = || {
+        let Some(incident) = journal.incident(id)? else { return Ok(None) };
+        let now = Timestamp::now();
+        let steps = journal.steps(id)?.iter().map(|step| step.report(now)).collect();
+        let evidence =
+            journal.evidence(id)?.into_iter().map(|(at, text)| format!("{at} {text}")).collect();
+        Ok(Some(IncidentDetail { incident, steps, evidence }))
+    };
+    match detail() {
+        Ok(Some(detail)) => Json(detail).into_response(),
+        Ok(None) => problem(StatusCode::NOT_FOUND, format!("there is no incident {id}")),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn renew(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(renewal): Json<Renewal>,
+) -> Response {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    if !same(given, &shared.token) {
+        return problem(StatusCode::UNAUTHORIZED, "the deployment's token is needed for a lease");
+    }
+    let directive = match (shared.controller.authority(), ComponentName::new(name)) {
+        (Some(authority), Ok(name)) => authority.renew(&name, renewal).await,
+        _ => None,
+    };
+    match directive {
+        Some(directive) => Json(directive).into_response(),
+        None => problem(StatusCode::NOT_FOUND, "there is no such instance"),
+    }
+}
+
+/// Compares in a time that does not depend on where the two differ.
+fn same(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0
+}
