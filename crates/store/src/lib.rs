@@ -22,6 +22,7 @@ pub mod sqlite;
 
 pub use error::Error;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -44,6 +45,30 @@ impl<T: Tasks + Registry + Messages + Admin> Store for T {}
 
 /// A store that many can share.
 pub type SharedStore = Arc<dyn Store>;
+
+/// Which store, and where. Debug output shows no password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settings {
+    /// A SQLite file.
+    Sqlite {
+        /// The file; its folder must be there.
+        path: PathBuf,
+    },
+    /// A PostgreSQL database.
+    Postgres(postgres::Settings),
+}
+
+/// Opens a store. A PostgreSQL server need not be up for that; a SQLite file is made if it is
+/// missing. [`Admin::migrate`] has to run before the store is of use.
+///
+/// # Errors
+/// When the settings cannot be used, or the file cannot be opened.
+pub fn open(settings: &Settings) -> Result<SharedStore> {
+    Ok(match settings {
+        Settings::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path)?),
+        Settings::Postgres(settings) => Arc::new(postgres::PostgresStore::connect(settings)?),
+    })
+}
 
 /// The task queue.
 #[async_trait]

@@ -343,11 +343,24 @@ fn take_back(c: &Connection, tasks: &[i64], why: &str) -> Result<u64, Fault> {
 }
 
 fn list(c: &Connection, query: &TaskQuery) -> Result<Vec<Task>, Fault> {
-    let mut sql = "SELECT * FROM tasks WHERE seq > coalesce(:after, 0)".to_owned();
-    if let Some(state) = query.state {
-        // The names are our own, and a partial index is considered only for a literal.
-        sql.push_str(&format!(" AND state = '{}'", state.as_str()));
+    // What is not over yet lies far back in a long table, and without statistics SQLite would
+    // read all of it. A partial index is usable only where the state is a literal.
+    let mut sql = match query.state {
+        None => "SELECT * FROM tasks WHERE seq > :after",
+        Some(TaskState::Ready) => {
+            "SELECT * FROM tasks INDEXED BY tasks_ready WHERE state = 'ready' AND seq > :after"
+        }
+        Some(TaskState::Running) => {
+            "SELECT * FROM tasks INDEXED BY tasks_held WHERE state = 'running' AND seq > :after"
+        }
+        Some(TaskState::Completed) => {
+            "SELECT * FROM tasks WHERE state = 'completed' AND seq > :after"
+        }
+        Some(TaskState::Dead) => {
+            "SELECT * FROM tasks INDEXED BY tasks_dead WHERE state = 'dead' AND seq > :after"
+        }
     }
+    .to_owned();
     if query.capability.is_some() {
         sql.push_str(" AND capability = :capability");
     } else {

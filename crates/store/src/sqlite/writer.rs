@@ -129,10 +129,7 @@ fn commit_together(connection: &Connection, queue: &Receiver<Job>, waiting: &mut
 
 /// Runs one request. `Ok(None)`: it left nothing to commit and has its answer. `Err`: the whole
 /// transaction is over; SQLite ends it by itself after some errors, such as a full disk.
-fn run_in_savepoint(
-    connection: &Connection,
-    job: Job,
-) -> Result<Option<Answer>, rusqlite::Error> {
+fn run_in_savepoint(connection: &Connection, job: Job) -> Result<Option<Answer>, rusqlite::Error> {
     execute(connection, "SAVEPOINT request")?;
     let ran = catch_unwind(AssertUnwindSafe(|| job(Ok(connection))));
     let (answer, keep) = match ran {
@@ -215,7 +212,10 @@ mod tests {
         let writer = Writer::start(memory()).unwrap();
         // Holds the thread until the others have queued up, so that they share a transaction.
         let (go, wait) = std::sync::mpsc::channel::<()>();
-        let hold = writer.run("hold", move |_| Ok(wait.recv().unwrap()));
+        let hold = writer.run("hold", move |_| {
+            wait.recv().unwrap();
+            Ok(())
+        });
         let breaks = writer.run("break", |c| {
             c.execute_batch("ROLLBACK")?;
             c.execute("INSERT INTO missing VALUES (8)", [])?;
@@ -227,6 +227,23 @@ mod tests {
         assert!(held.is_err() && before.is_err() && broke.is_err());
         after.unwrap();
         assert_eq!(count(&writer).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_as_such_and_the_rest_goes_on() {
+        let connection = memory();
+        // To SQLite a file that may not grow is a disk that is full.
+        connection.query_row("PRAGMA max_page_count = 4", [], |_| Ok(())).unwrap();
+        let writer = Writer::start(connection).unwrap();
+        insert(&writer, 1).await.unwrap();
+        let big = writer.run("fill", |c| {
+            c.execute("INSERT INTO t VALUES (zeroblob(1000000))", [])?;
+            Ok(())
+        });
+        let error = big.await.unwrap_err();
+        assert!(matches!(error, Error::DiskFull(_)), "{error:?}");
+        insert(&writer, 2).await.unwrap();
+        assert_eq!(count(&writer).await, 2);
     }
 
     #[tokio::test]

@@ -1,0 +1,128 @@
+//! The mailboxes.
+//!
+//! A receiver goes on after the last number it saw. Numbers are given out before commit, so
+//! without care a smaller one could become visible after a greater one, and its message would
+//! never be seen. Therefore every insertion first takes a lock on each mailbox, held until after
+//! the commit: within a mailbox numbers are given out and become visible in the same order. The
+//! price is that senders to one mailbox commit one after the other.
+//!
+//! (The other known way is to hide what is newer than the oldest open transaction. It would let
+//! any session that is left open stop all delivery, and sessions left open are one of the
+//! incidents that the platform has to survive.)
+//!
+//! Mailboxes share 1024 locks, so that a message to very many cannot use up the server's table
+//! of locks. They are taken in order, after any locks on agents and tasks.
+
+use async_trait::async_trait;
+use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::{AgentId, MessageId};
+use tokio_postgres::Row;
+
+use super::{PostgresStore, get};
+use crate::column::{REMEMBER, micros, parsed, parsed_if, payload, time};
+use crate::{Messages, Result};
+
+/// Two common table expressions, `locks` and `told`, that put the rows of the one named into the
+/// mailboxes: it must have the columns id, topic, recipient, sender, kind, body and n, the order.
+macro_rules! deliver {
+    ($letters:literal) => {
+        concat!(
+            "locks AS MATERIALIZED (
+                SELECT pg_advisory_xact_lock(1381192513, mailbox) FROM (
+                    SELECT DISTINCT (hashtextextended(recipient, 0) & 1023)::int AS mailbox
+                    FROM ",
+            $letters,
+            " ORDER BY 1
+                ) AS mailboxes
+            ), told AS (
+                INSERT INTO messages (id, topic, recipient, sender, kind, body, created_at)
+                SELECT id, topic, recipient, sender, kind, body, clock_timestamp()
+                -- Counting makes sure that all locks are held before the first number is taken.
+                FROM (SELECT count(*) FROM locks) AS held, ",
+            $letters,
+            " ORDER BY n
+                ON CONFLICT (id) DO NOTHING
+            )"
+        )
+    };
+}
+pub(super) use deliver;
+
+#[async_trait]
+impl Messages for PostgresStore {
+    async fn send(&self, messages: &[NewMessage]) -> Result<()> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = messages.iter().map(|m| m.id.0).collect();
+        let topics: Vec<_> = messages.iter().map(|m| m.topic.as_str()).collect();
+        let to: Vec<_> = messages.iter().map(|m| m.to.as_str()).collect();
+        let from: Vec<_> = messages.iter().map(|m| m.from.as_ref().map(AgentId::as_str)).collect();
+        let kinds: Vec<_> = messages.iter().map(|m| m.kind.as_str()).collect();
+        let bodies: Vec<_> = messages.iter().map(|m| m.body.json()).collect();
+        let sql = concat!(
+            "WITH letters AS MATERIALIZED (
+                SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[],
+                                     $6::text[])
+                    WITH ORDINALITY AS l (id, topic, recipient, sender, kind, body, n)
+            ), ",
+            deliver!("letters"),
+            " SELECT 1"
+        );
+        self.query("send messages", sql, &[&ids, &topics, &to, &from, &kinds, &bodies]).await?;
+        Ok(())
+    }
+
+    async fn receive(
+        &self,
+        agent: &AgentId,
+        after: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<Message>> {
+        let sql = "SELECT sequence, id, topic, recipient, sender, kind, body,
+                 (extract(epoch FROM created_at) * 1000000)::bigint AS created_at
+             FROM messages
+             WHERE recipient = $1 AND sequence > $2 AND acknowledged_at IS NULL
+             ORDER BY sequence LIMIT $3";
+        let (after, limit) = (after.unwrap_or(i64::MIN), i64::from(limit));
+        let rows = self.query("read a mailbox", sql, &[&agent.as_str(), &after, &limit]).await?;
+        rows.iter().map(read_message).collect()
+    }
+
+    async fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> Result<()> {
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        // Twice as many leave as come, so that what is remembered cannot pile up.
+        let sql = "WITH over AS (
+                 SELECT sequence FROM messages
+                 WHERE acknowledged_at < clock_timestamp() - $3::bigint * interval '1 microsecond'
+                 ORDER BY acknowledged_at LIMIT $4 FOR UPDATE SKIP LOCKED
+             ), forgotten AS (
+                 DELETE FROM messages WHERE sequence IN (SELECT sequence FROM over)
+             ), now_over AS MATERIALIZED (
+                 SELECT sequence FROM messages
+                 WHERE recipient = $1 AND sequence = ANY ($2) AND acknowledged_at IS NULL
+                 ORDER BY sequence FOR UPDATE
+             )
+             UPDATE messages SET acknowledged_at = clock_timestamp(), body = 'null'
+             FROM now_over WHERE messages.sequence = now_over.sequence";
+        let most = i64::try_from(sequences.len()).unwrap_or(i64::MAX).saturating_mul(2);
+        let params = [&agent.as_str() as _, &sequences as _, &micros(REMEMBER) as _, &most as _];
+        self.query("acknowledge messages", sql, &params).await?;
+        Ok(())
+    }
+}
+
+fn read_message(row: &Row) -> Result<Message> {
+    Ok(Message {
+        sequence: get(row, "sequence")?,
+        id: MessageId(get(row, "id")?),
+        topic: get(row, "topic")?,
+        to: parsed(get(row, "recipient")?)?,
+        from: parsed_if(get(row, "sender")?)?,
+        kind: get(row, "kind")?,
+        body: payload(get(row, "body")?)?,
+        created_at: time(get(row, "created_at")?)?,
+    })
+}
