@@ -107,9 +107,9 @@ impl Step for Confirm {
             }
         }
         if signs.is_empty() {
-            return Ok(Done::done("all of them run and answer again"));
+            return Ok(Done::now("all of them run and answer again"));
         }
-        Ok(Done::done(signs.join("; ")))
+        Ok(Done::now(signs.join("; ")))
     }
 }
 
@@ -132,7 +132,7 @@ impl Step for Evidence {
             processes.journal.add_evidence(so_far.incident.id, &text, now)?;
             kept += 1;
         }
-        Ok(Done::done(format!("{kept} records kept")))
+        Ok(Done::now(format!("{kept} records kept")))
     }
 }
 
@@ -177,7 +177,7 @@ impl Step for Restart {
         if restarted.is_empty() {
             return Ok(Done::skipped("the deployment had started them again"));
         }
-        Ok(Done::done(format!("restarted {}", restarted.join(", "))))
+        Ok(Done::now(format!("restarted {}", restarted.join(", "))))
     }
 }
 
@@ -260,7 +260,7 @@ impl Step for Verify {
         }
         let names: Vec<String> =
             self.0.components().await?.iter().map(|c| c.name.to_string()).collect();
-        Ok(Done::done(format!(
+        Ok(Done::now(format!(
             "{} answer, every worker is registered, no task is held by the dead",
             names.join(", ")
         ))

@@ -1,1 +1,71 @@
-fn main() {}
+//! `resurgam`: run fleets of AI agents, and bring them back when something is lost.
+
+mod cli;
+mod commands;
+mod failure;
+mod output;
+mod plan;
+mod shutdown;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command};
+use failure::{Failure, code};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wanted = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // A closed pipe is no reason to fail.
+            let _ = error.print();
+            return ExitCode::from(if wanted { code::OK } else { code::USAGE });
+        }
+    };
+    log(&cli.command);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::new(format!("no threads can be made: {error}"))),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            output::error(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Demo(args) => commands::demo::run(args).await,
+        Command::Drill(args) => commands::drill::run(args).await,
+        Command::Up(args) => commands::up::run(args).await,
+        Command::Status(args) => commands::status::run(&args).await,
+        Command::Incidents(args) => commands::incidents::run(&args).await,
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Serve(args) => commands::serve::run(args).await,
+        Command::Worker(args) => commands::worker::run(args).await,
+        Command::Instance(args) => commands::instance::run(args).await,
+    }
+}
+
+/// Logs go to standard error; long-running commands say more by themselves.
+fn log(command: &Command) {
+    let default = match command {
+        Command::Up(_) | Command::Serve(_) | Command::Worker(_) | Command::Instance(_) => "info",
+        _ => "error",
+    };
+    let filter =
+        EnvFilter::try_from_env("RESURGAM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

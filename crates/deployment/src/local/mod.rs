@@ -21,6 +21,7 @@ pub use supervise::ComponentSpec;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use resurgam_model::ComponentName;
@@ -32,8 +33,8 @@ use supervise::Supervised;
 /// Components as child processes.
 #[derive(Debug)]
 pub struct LocalDeployment {
-    components: BTreeMap<ComponentName, Supervised>,
-    routers: BTreeMap<String, Router>,
+    components: Mutex<BTreeMap<ComponentName, Arc<Supervised>>>,
+    routers: Mutex<BTreeMap<String, Router>>,
     logs_dir: PathBuf,
     changed: watch::Sender<u64>,
 }
@@ -43,25 +44,25 @@ impl LocalDeployment {
     #[must_use]
     pub fn new(logs_dir: PathBuf) -> Self {
         let (changed, _) = watch::channel(0);
-        Self { components: BTreeMap::new(), routers: BTreeMap::new(), logs_dir, changed }
+        Self { components: Mutex::default(), routers: Mutex::default(), logs_dir, changed }
     }
 
     /// Adds a component and starts it.
     ///
     /// # Errors
     /// When its log file cannot be opened.
-    pub fn add(&mut self, spec: ComponentSpec, spawner: &Spawner) -> Result<()> {
+    pub fn add(&self, spec: ComponentSpec, spawner: &Spawner) -> Result<()> {
         let log = logs::path(&self.logs_dir, &spec.name);
         logs::prepare(&log)?;
         let name = spec.name.clone();
         let supervised = Supervised::start(spec, log, spawner.clone(), self.changed.clone());
-        self.components.insert(name, supervised);
+        lock(&self.components).insert(name, Arc::new(supervised));
         Ok(())
     }
 
     /// Adds a service: an address that stays the same wherever it is routed to.
-    pub fn add_service(&mut self, name: &str, router: Router) {
-        self.routers.insert(name.to_owned(), router);
+    pub fn add_service(&self, name: &str, router: Router) {
+        lock(&self.routers).insert(name.to_owned(), router);
     }
 
     /// Rings whenever a component started, ended, or was told to.
@@ -74,21 +75,27 @@ impl LocalDeployment {
     /// waits until all are gone.
     pub async fn shutdown(&self) {
         for databases in [false, true] {
-            let these = || {
-                let of_kind =
-                    move |c: &&Supervised| (c.kind() == ComponentKind::Postgres) == databases;
-                self.components.values().filter(of_kind)
-            };
-            let orders: Vec<_> = these().map(Supervised::order_stop).collect();
-            for (component, order) in these().zip(orders) {
+            let these: Vec<_> = lock(&self.components)
+                .values()
+                .filter(|component| (component.kind() == ComponentKind::Postgres) == databases)
+                .cloned()
+                .collect();
+            let orders: Vec<_> = these.iter().map(|component| component.order_stop()).collect();
+            for (component, order) in these.iter().zip(orders) {
                 component.carried_out(order).await;
             }
         }
     }
 
-    fn component(&self, name: &ComponentName) -> Result<&Supervised> {
-        self.components.get(name).ok_or_else(|| Error::UnknownComponent(name.clone()))
+    fn component(&self, name: &ComponentName) -> Result<Arc<Supervised>> {
+        let found = lock(&self.components).get(name).cloned();
+        found.ok_or_else(|| Error::UnknownComponent(name.clone()))
     }
+}
+
+/// The maps stay whole whatever happens to a thread that held them.
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -98,7 +105,7 @@ impl Deployment for LocalDeployment {
     }
 
     async fn components(&self) -> Result<Vec<Component>> {
-        Ok(self.components.values().map(Supervised::component).collect())
+        Ok(lock(&self.components).values().map(|component| component.component()).collect())
     }
 
     async fn restart(&self, name: &ComponentName) -> Result<()> {
@@ -117,8 +124,10 @@ impl Deployment for LocalDeployment {
     }
 
     async fn route(&self, service: &str, target: Option<SocketAddr>) -> Result<()> {
-        let router =
-            self.routers.get(service).ok_or_else(|| Error::UnknownService(service.to_owned()))?;
+        let routers = lock(&self.routers);
+        let router = routers
+            .get(service)
+            .ok_or_else(|| Error::UnknownService(service.to_owned()))?;
         router.route(target);
         Ok(())
     }

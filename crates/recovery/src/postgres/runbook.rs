@@ -172,7 +172,7 @@ impl Step for Confirm {
             match diagnose(&database.signs(database.fence_patience())) {
                 Verdict::Lost(signs) => {
                     let detail = format!("{primary} is lost: {}", signs.join("; "));
-                    return Ok(Done::done(detail).with(json!({ "former": primary })));
+                    return Ok(Done::now(detail).with(json!({ "former": primary })));
                 }
                 Verdict::Healthy => {
                     let since: Instant = *well_since.get_or_insert_with(Instant::now);
@@ -219,7 +219,7 @@ impl Step for Evidence {
             database.journal.add_evidence(so_far.incident.id, &text, now)?;
             kept += 1;
         }
-        Ok(Done::done(format!("{kept} records kept")))
+        Ok(Done::now(format!("{kept} records kept")))
     }
 }
 
@@ -262,7 +262,7 @@ impl Step for Fence {
             })
             .await;
         match proof {
-            Ok(why) => Ok(Done::done(format!("epoch {epoch}: {former} is out: {why}"))
+            Ok(why) => Ok(Done::now(format!("epoch {epoch}: {former} is out: {why}"))
                 .with(json!({ "epoch": epoch }))),
             Err(why) => Err(Stop::Refuse(format!("{former} may still accept writes: {why}"))),
         }
@@ -338,7 +338,7 @@ impl Step for Choose {
                     };
                     return Some(Ok((choice, false)));
                 }
-                (started.elapsed() > Duration::from_secs(30)).then(|| Err(best))
+                (started.elapsed() > Duration::from_secs(30)).then_some(Err(best))
             })
             .await;
         match choice {
@@ -354,7 +354,7 @@ impl Step for Choose {
                     (false, None, _) => "what is missing is not known".to_owned(),
                 };
                 let how = if choice.name == former { "the only one with all data" } else { "the most advanced" };
-                Ok(Done::done(format!("{}, {how}: {loss}", choice.name))
+                Ok(Done::now(format!("{}, {how}: {loss}", choice.name))
                     .with(json!({ "chosen": choice.name, "loss_ms": choice.loss_ms, "loss_bytes": choice.loss_bytes })))
             }
             Err(None) => Err(Stop::Refuse(
@@ -407,7 +407,7 @@ impl Step for Promote {
                 _ => None,
             })
             .await;
-        Ok(Done::done(format!("{chosen} reigns in epoch {epoch}, on timeline {timeline}"))
+        Ok(Done::now(format!("{chosen} reigns in epoch {epoch}, on timeline {timeline}"))
             .with(json!({ "epoch": epoch, "timeline": timeline })))
     }
 }
@@ -427,7 +427,7 @@ impl Step for Reroute {
         let address = database.authority.members().get(&chosen).copied();
         let address = address.ok_or_else(|| Stop::Retry(format!("{chosen} has no address")))?;
         database.deployment.route(SERVICE, Some(address)).await?;
-        Ok(Done::done(format!(
+        Ok(Done::now(format!(
             "the service {SERVICE} leads to {chosen} at {address}; connections to the former primary are cut"
         )))
     }
@@ -454,7 +454,7 @@ impl Step for Verify {
             .await
             .map_err(|_| Stop::Retry("the probe has ended".to_owned()))?;
         database.platform.wait().await;
-        Ok(Done::done(format!("{chosen} takes writes and gives them back; the platform is ready")))
+        Ok(Done::now(format!("{chosen} takes writes and gives them back; the platform is ready")))
     }
 }
 
@@ -505,7 +505,7 @@ impl Step for Rebuild {
             })
             .await;
         let how = if did.is_empty() { "its data fitted".to_owned() } else { did.join(", then ") };
-        Ok(Done::done(format!("{former} streams from {chosen} on timeline {timeline} ({how})")))
+        Ok(Done::now(format!("{former} streams from {chosen} on timeline {timeline} ({how})")))
     }
 }
 
@@ -545,6 +545,6 @@ impl Step for Redundancy {
             })
             .await;
         let mode = if synchronous { "synchronously" } else { "asynchronously" };
-        Ok(Done::done(format!("{} replicates {mode} to {}", chosen, standbys.join(", "))))
+        Ok(Done::now(format!("{} replicates {mode} to {}", chosen, standbys.join(", "))))
     }
 }

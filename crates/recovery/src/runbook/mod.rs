@@ -74,7 +74,7 @@ pub struct Done {
 
 impl Done {
     /// It was done.
-    pub fn done(detail: impl Into<String>) -> Self {
+    pub fn now(detail: impl Into<String>) -> Self {
         Self { status: StepStatus::Done, detail: detail.into(), output: Value::Null }
     }
 

@@ -1,0 +1,242 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use resurgam_model::{AgentId, Capability, ComponentName, Duration, Scenario};
+use resurgam_platform::Role;
+use resurgam_recovery::drill::FaultKind;
+
+/// Run fleets of AI agents, and bring them back when something is lost.
+///
+/// Without a plan everything is embedded: SQLite, a bus inside it, child processes. With
+/// resurgam.toml the same platform runs on PostgreSQL with standbys.
+///
+/// Exit codes: 0 done; 1 failed; 2 wrong usage or plan; 3 an objective was missed; 4 refused as
+/// not allowed or not safe; 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(DemoArgs),
+    Drill(DrillArgs),
+    Up(UpArgs),
+    Status(StatusArgs),
+    Incidents(IncidentsArgs),
+    Plan(PlanArgs),
+    Serve(ServeArgs),
+    Worker(WorkerArgs),
+    #[command(hide = true)]
+    Instance(InstanceArgs),
+}
+
+/// See it work: agents at work, everything killed, everything back, in under a minute.
+///
+/// Starts the embedded deployment in a temporary folder, gives it work, and kills a worker, the
+/// registry, the API, and then all at once. Cleans up after itself.
+///
+/// Examples:
+///   resurgam demo
+///   resurgam demo --json | jq '.[].rto'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct DemoArgs {
+    /// Print the reports as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Break a deployment on purpose, and measure how it comes back.
+///
+/// Without --plan a deployment of its own is made in a temporary folder. With --plan the drill
+/// joins the deployment that runs under that plan, or starts it; the plan must say
+/// drills = "allowed".
+///
+/// Examples:
+///   resurgam drill --list
+///   resurgam drill postgres-primary
+///   resurgam drill postgres-primary --fault freeze --json
+///   resurgam drill worker-pool --store postgres
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct DrillArgs {
+    /// What to lose; see --list.
+    #[arg(required_unless_present = "list")]
+    pub(crate) scenario: Option<Scenario>,
+    /// List the scenarios.
+    #[arg(long, conflicts_with = "scenario")]
+    pub(crate) list: bool,
+    /// How to lose it: kill (SIGKILL) or freeze (SIGSTOP, postgres-primary only).
+    #[arg(long, default_value = "kill")]
+    pub(crate) fault: FaultKind,
+    /// Let commits not wait for the standby: faster, and a lost primary may take writes with it.
+    #[arg(long, conflicts_with = "plan")]
+    pub(crate) asynchronous: bool,
+    /// The store of the deployment that is made: sqlite or postgres.
+    #[arg(long, value_parser = ["sqlite", "postgres"], conflicts_with = "plan")]
+    pub(crate) store: Option<String>,
+    /// The plan of the deployment to break.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Keep the temporary folder, with logs and journal.
+    #[arg(long, conflicts_with = "plan")]
+    pub(crate) keep: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run the platform and its recovery until stopped.
+///
+/// Examples:
+///   resurgam up
+///   resurgam up --plan resurgam.toml
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct UpArgs {
+    /// The plan; ./resurgam.toml if there is one, else everything is embedded.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+}
+
+/// Show components, roles, replication and open incidents of a running deployment.
+///
+/// Exit code 0 when everything is well, 3 when it is not, 1 when nothing runs.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The plan of the deployment.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show past and open incidents; with an id, its steps and evidence.
+///
+/// Reads the journal, so that it works also while nothing runs.
+#[derive(Debug, Args)]
+pub(crate) struct IncidentsArgs {
+    /// One incident.
+    pub(crate) id: Option<resurgam_model::IncidentId>,
+    /// The plan of the deployment.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Look at the plan.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(subcommand)]
+    pub(crate) command: PlanCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Print the plan in force, and where each value comes from.
+    Show(PlanShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanShowArgs {
+    /// The plan; ./resurgam.toml if there is one, else everything is embedded.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Serve roles of the platform in this process.
+///
+/// The database is DATABASE_URL (PostgreSQL; several hosts may be named, the writable one is
+/// followed) or the file given with --sqlite.
+///
+/// Examples:
+///   resurgam serve --role api --role registry --role supervisor --sqlite agents.db
+///   DATABASE_URL=postgresql://me@a,b/dotnetagents resurgam serve --role api --registry http://127.0.0.1:7071
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct ServeArgs {
+    /// A role: api, registry or supervisor. Can be given several times.
+    #[arg(long = "role", required = true)]
+    pub(crate) roles: Vec<Role>,
+    /// Where to listen: a loopback address; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:7070")]
+    pub(crate) listen: SocketAddr,
+    /// Where the registry is, for an api that is not the registry as well.
+    #[arg(long, value_name = "URL")]
+    pub(crate) registry: Option<String>,
+    /// A SQLite file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sqlite: Option<PathBuf>,
+    /// Connections to PostgreSQL at most.
+    #[arg(long, env = "DATABASE_MAX_POOL_SIZE", default_value_t = 8)]
+    pub(crate) pool: u32,
+    /// The largest payload in bytes.
+    #[arg(long, default_value_t = 1024 * 1024)]
+    pub(crate) max_payload: usize,
+}
+
+/// Work on tasks.
+///
+/// The program given with --exec gets the payload on standard input. What it prints is the
+/// result; exit code 0 means success, 100 that another try cannot help, anything else that the
+/// task is to be tried again. Without a program, sha256 is built in.
+///
+/// Examples:
+///   resurgam worker --capability sha256
+///   resurgam worker --api http://127.0.0.1:7070 --capability translate --exec ./translate --fast
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct WorkerArgs {
+    /// Where the API is.
+    #[arg(long, value_name = "URL", env = "RESURGAM_API", default_value = "http://127.0.0.1:7070")]
+    pub(crate) api: String,
+    /// Its name, to be kept over restarts; made from host name and process number if not given.
+    #[arg(long)]
+    pub(crate) name: Option<AgentId>,
+    /// What it can do. Can be given several times.
+    #[arg(long = "capability", required = true)]
+    pub(crate) capabilities: Vec<Capability>,
+    /// Tasks at once.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) concurrency: u32,
+    /// How long a lease lasts unless it is extended.
+    #[arg(long, default_value = "10s")]
+    pub(crate) lease: Duration,
+    /// The program that does the work, with all that follows as its arguments.
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub(crate) exec: Option<Vec<String>>,
+}
+
+/// Keep one PostgreSQL server; started by `up`.
+#[derive(Debug, Args)]
+pub(crate) struct InstanceArgs {
+    #[arg(long)]
+    pub(crate) name: ComponentName,
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    #[arg(long)]
+    pub(crate) address: SocketAddr,
+    #[arg(long)]
+    pub(crate) controller: String,
+    #[arg(long)]
+    pub(crate) database: String,
+    #[arg(long)]
+    pub(crate) secrets: PathBuf,
+    #[arg(long)]
+    pub(crate) bin_dir: PathBuf,
+    /// A setting as name=value.
+    #[arg(long = "setting")]
+    pub(crate) settings: Vec<String>,
+}

@@ -1,0 +1,11 @@
+//! One file per command.
+
+pub(crate) mod demo;
+pub(crate) mod drill;
+pub(crate) mod incidents;
+pub(crate) mod instance;
+pub(crate) mod plan;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod up;
+pub(crate) mod worker;

@@ -1,0 +1,129 @@
+//! `resurgam status`
+
+use std::time::Duration;
+
+use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_recovery::drill::subject::Address;
+use resurgam_recovery::status::{Instance, Postgres, Status};
+
+use crate::cli::StatusArgs;
+use crate::failure::{Failure, code};
+use crate::output;
+use crate::plan::Loaded;
+
+pub(crate) async fn run(args: &StatusArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.plan.as_deref())?;
+    let state = loaded.state_dir();
+    let address = Address::read(&state).ok_or_else(|| {
+        Failure::new(format!("nothing runs on {}; start it with: resurgam up", state.display()))
+    })?;
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
+    let url = format!("{}/v1/status", address.url);
+    let status: Status = http.get(url).send().await?.error_for_status()?.json().await?;
+    if args.json {
+        output::json(&status)?;
+    } else {
+        print(&status);
+    }
+    Ok(if status.ready { code::OK } else { code::MISSED })
+}
+
+fn print(status: &Status) {
+    let word = if status.ready { "ready" } else { "NOT READY" };
+    output::data(&format!(
+        "{} ({}) is {word}; API at {}",
+        status.deployment, status.kind, status.api
+    ));
+    let mut table =
+        output::table(&["component", "kind", "state", "answers", "pid", "restarts", "last exit"]);
+    for health in &status.components {
+        let component = &health.component;
+        let answers = match health.answers {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "-",
+        };
+        table.add_row([
+            component.name.to_string(),
+            word_of(&component.kind),
+            word_of(&component.state),
+            answers.to_owned(),
+            component.pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            component.restarts.to_string(),
+            component.last_exit.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    output::data(&table.to_string());
+    if let Some(postgres) = &status.postgres {
+        print_postgres(postgres);
+    }
+    if status.incidents.is_empty() {
+        output::data("no open incidents");
+        return;
+    }
+    let mut table =
+        output::table(&["incident", "scenario", "severity", "component", "since", "cause"]);
+    for incident in &status.incidents {
+        table.add_row([
+            incident.id.to_string(),
+            incident.scenario.to_string(),
+            incident.severity.to_string(),
+            incident.component.to_string(),
+            incident.opened_at.to_string(),
+            incident.cause.clone(),
+        ]);
+    }
+    output::data(&table.to_string());
+}
+
+fn print_postgres(postgres: &Postgres) {
+    let none = || "nobody".to_owned();
+    output::data(&format!(
+        "PostgreSQL at {}: epoch {}, primary {}, commits wait for {}; a failover now would {}",
+        postgres.service,
+        postgres.epoch,
+        postgres.primary.as_ref().map_or_else(none, ToString::to_string),
+        postgres.synchronous.as_ref().map_or_else(none, ToString::to_string),
+        if postgres.complete.is_some() { "lose nothing" } else { "lose what no standby has yet" },
+    ));
+    let mut table = output::table(&[
+        "instance", "address", "role", "timeline", "position", "lag", "heard", "fence", "note",
+    ]);
+    for instance in &postgres.instances {
+        let (timeline, position) = place(instance);
+        let observed = instance.observed.as_ref();
+        let note = observed.and_then(|o| o.doing.clone().or_else(|| o.problem.clone()));
+        table.add_row([
+            instance.name.to_string(),
+            instance.address.to_string(),
+            observed.map_or("never heard", |o| o.state.word()).to_owned(),
+            timeline,
+            position,
+            instance.lag_bytes.map_or("-".to_owned(), |lag| format!("{lag} bytes")),
+            instance.heard_ms.map_or("-".to_owned(), |ms| format!("{ms} ms ago")),
+            instance.fence.as_ref().map_or("-".to_owned(), word_of),
+            note.unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    output::data(&table.to_string());
+}
+
+fn place(instance: &Instance) -> (String, String) {
+    match instance.observed.as_ref().map(|observed| &observed.state) {
+        Some(ServerState::Primary(state)) => {
+            (state.timeline.to_string(), state.flushed.to_string())
+        }
+        Some(ServerState::Standby(state)) => {
+            (state.timeline.to_string(), state.received.to_string())
+        }
+        _ => ("-".to_owned(), "-".to_owned()),
+    }
+}
+
+/// The word that JSON has for a value.
+pub(crate) fn word_of(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "?".to_owned(),
+    }
+}

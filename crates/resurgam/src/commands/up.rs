@@ -1,0 +1,366 @@
+//! `resurgam up`: the platform and its recovery controller.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Router, Spawner, free_address};
+use resurgam_deployment::postgres::{Programs, Secrets};
+use resurgam_deployment::{ComponentKind, Deployment};
+use resurgam_model::ComponentName;
+use resurgam_model::plan::{Drills, Plan, StoreKind};
+use resurgam_platform::client::Client;
+use resurgam_recovery::controller::{Controller, Parts};
+use resurgam_recovery::drill::subject::{ADDRESS_FILE, Address};
+use resurgam_recovery::journal::Journal;
+use resurgam_recovery::postgres::{Authority, SERVICE};
+use resurgam_recovery::runbook::faults::{self, Fault};
+use resurgam_recovery::server;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpListener;
+
+use crate::cli::UpArgs;
+use crate::commands::instance::TOKEN;
+use crate::failure::{Failure, code};
+use crate::output;
+use crate::plan::Loaded;
+use crate::shutdown;
+
+/// The database, the roles' prefix and the state folder are the plan's; the rest of the names
+/// are those of the written procedure.
+struct Names<'a>(&'a Plan);
+
+impl Names<'_> {
+    fn of(&self, role: &str) -> Result<ComponentName, Failure> {
+        Ok(ComponentName::new(format!("{}-{role}", self.0.deployment.name))?)
+    }
+}
+
+pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.plan.as_deref())?;
+    let plan = loaded.plan().clone();
+    let state = loaded.state_dir();
+    make_dir(&state, 0o711)?;
+    let _lock = lock(&state)?;
+    let journal = Journal::open(&state.join("journal.db"))?;
+    let fault = fault(&plan)?;
+    let after_crash = !journal.begin_run()?;
+
+    let mut up = Up::new(plan, state, journal.clone()).await?;
+    up.add_postgres().await?;
+    up.add_roles()?;
+    let controller = up.controller(journal.clone(), fault, after_crash)?;
+    let address = Address {
+        pid: std::process::id(),
+        url: up.controller_url.clone(),
+        api: up.api_url.clone(),
+    };
+    let address_file = up.state.join(ADDRESS_FILE);
+    write_whole(&address_file, &serde_json::to_vec(&address)?)?;
+    output::note(&format!(
+        "{} is coming up: the API at {}, the controller at {}; state in {}",
+        up.plan.deployment.name,
+        up.api_url,
+        up.controller_url,
+        up.state.display()
+    ));
+
+    let serving =
+        server::serve(up.listener, Arc::clone(&controller), up.token, std::future::pending());
+    let outcome = tokio::select! {
+        result = Arc::clone(&controller).run() => result.map_err(Failure::from),
+        result = serving => result.map_err(Failure::from),
+        () = shutdown::requested() => Ok(()),
+    };
+    // Nothing is recovered any more, so what ends now ends on purpose.
+    output::note("ending");
+    let _ = fs::remove_file(&address_file);
+    up.deployment.shutdown().await;
+    outcome?;
+    journal.end_run()?;
+    Ok(code::OK)
+}
+
+/// Everything while it is put together.
+struct Up {
+    plan: Plan,
+    state: PathBuf,
+    program: PathBuf,
+    journal: Journal,
+    deployment: Arc<LocalDeployment>,
+    spawner: Spawner,
+    listener: TcpListener,
+    controller_url: String,
+    token: String,
+    ports: Ports,
+    postgres: Option<(Arc<Authority>, Secrets, SocketAddr)>,
+    api_url: String,
+    roles: Vec<(ComponentName, Client)>,
+}
+
+impl Up {
+    async fn new(plan: Plan, state: PathBuf, journal: Journal) -> Result<Self, Failure> {
+        let deployment = Arc::new(LocalDeployment::new(state.join("logs")));
+        let spawner = Spawner::new()?;
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let listener = TcpListener::bind(any).await?;
+        let controller_url = format!("http://{}", listener.local_addr()?);
+        let ports = Ports::read(&state);
+        Ok(Self {
+            program: std::env::current_exe()?,
+            token: uuid::Uuid::new_v4().simple().to_string(),
+            plan,
+            state,
+            journal,
+            deployment,
+            spawner,
+            listener,
+            controller_url,
+            ports,
+            postgres: None,
+            api_url: String::new(),
+            roles: Vec::new(),
+        })
+    }
+
+    /// The instances of an owned PostgreSQL, with a service in front.
+    async fn add_postgres(&mut self) -> Result<(), Failure> {
+        if self.plan.store.kind != StoreKind::Postgres {
+            return Ok(());
+        }
+        let programs = Programs::find(self.plan.postgres.bin_dir.as_deref())?;
+        let secrets_file = self.state.join("secrets/postgres.json");
+        make_dir(&self.state.join("secrets"), 0o700)?;
+        let secrets = Secrets::load_or_create(&secrets_file)?;
+        make_dir(&self.state.join("postgres"), 0o711)?;
+        let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut members = BTreeMap::new();
+        for number in 0..=self.plan.postgres.standbys {
+            let name = ComponentName::new(format!("postgres-{number}"))?;
+            members.insert(name.clone(), self.ports.address(host, name.as_str(), 0)?);
+        }
+        let router = Router::listen(self.ports.address(host, SERVICE, 0)?).await?;
+        let service = router.address();
+        self.deployment.add_service(SERVICE, router);
+        let authority =
+            Authority::new(self.journal.clone(), members.clone(), self.plan.postgres.lease)?;
+        for (name, address) in members {
+            let dir = self.state.join("postgres").join(name.as_str());
+            let mut args = vec![
+                "instance".to_owned(),
+                format!("--name={name}"),
+                format!("--dir={}", dir.display()),
+                format!("--address={address}"),
+                format!("--controller={}", self.controller_url),
+                format!("--database={}", self.plan.deployment.name),
+                format!("--secrets={}", secrets_file.display()),
+                format!("--bin-dir={}", programs.bin_dir.display()),
+            ];
+            args.extend(
+                self.plan.postgres.settings.iter().map(|(k, v)| format!("--setting={k}={v}")),
+            );
+            let env = vec![(TOKEN.to_owned(), self.token.clone())];
+            self.add(name, ComponentKind::Postgres, args, env, Some(address))?;
+        }
+        self.postgres = Some((Arc::new(authority), secrets, service));
+        Ok(())
+    }
+
+    /// API, registry, supervisor and workers.
+    fn add_roles(&mut self) -> Result<(), Failure> {
+        let (mut database, mut env) = (Vec::new(), Vec::new());
+        match (&self.postgres, self.plan.store.kind) {
+            (Some((_, secrets, service)), _) => {
+                // The password is hexadecimal and the name checked: nothing needs escaping.
+                let name = &self.plan.deployment.name;
+                let password = &secrets.platform;
+                let url = format!("postgresql://{name}:{password}@{service}/{name}");
+                env.push(("DATABASE_URL".to_owned(), url));
+            }
+            (None, StoreKind::External) => {
+                let url = self.plan.store.url.clone().unwrap_or_default();
+                env.push(("DATABASE_URL".to_owned(), url));
+            }
+            (None, _) => {
+                make_dir(&self.state.join("store"), 0o700)?;
+                let file = self.state.join("store/platform.db");
+                database.push(format!("--sqlite={}", file.display()));
+            }
+        }
+        database.push(format!("--pool={}", self.plan.store.max_pool_size));
+        database.push(format!("--max-payload={}", self.plan.api.max_payload_bytes));
+
+        let names = Names(&self.plan);
+        let host = self.plan.api.host;
+        let (api, supervisor) = (names.of("api")?, names.of("supervisor")?);
+        let registry = ComponentName::new("agent-registry")?;
+        let api_address = self.ports.address(host, "api", self.plan.api.port)?;
+        let registry_address = self.ports.address(host, "registry", 0)?;
+        let supervisor_address = self.ports.address(host, "supervisor", 0)?;
+        self.ports.write(&self.state)?;
+        let registry_url = format!("http://{registry_address}");
+        self.api_url = format!("http://{api_address}");
+
+        let serve = |role: &str, address: SocketAddr| {
+            let own = ["serve".to_owned(), format!("--role={role}"), format!("--listen={address}")];
+            own.into_iter().chain(database.iter().cloned()).collect::<Vec<_>>()
+        };
+        let mut api_args = serve("api", api_address);
+        api_args.push(format!("--registry={registry_url}"));
+        for (name, kind, args, address) in [
+            (
+                registry,
+                ComponentKind::Registry,
+                serve("registry", registry_address),
+                registry_address,
+            ),
+            (
+                supervisor,
+                ComponentKind::Supervisor,
+                serve("supervisor", supervisor_address),
+                supervisor_address,
+            ),
+            (api, ComponentKind::Api, api_args, api_address),
+        ] {
+            self.roles.push((name.clone(), Client::new(&format!("http://{address}"))?));
+            self.add(name, kind, args, env.clone(), Some(address))?;
+        }
+        for number in 0..self.plan.workers.replicas {
+            let name = ComponentName::new(format!("worker-pool-{number}"))?;
+            let workers = &self.plan.workers;
+            let mut args = vec![
+                "worker".to_owned(),
+                format!("--api={}", self.api_url),
+                format!("--name={name}"),
+                format!("--concurrency={}", workers.concurrency),
+                format!("--lease={}", workers.lease),
+            ];
+            args.extend(workers.capabilities.iter().map(|c| format!("--capability={c}")));
+            if !workers.exec.is_empty() {
+                args.push("--exec".to_owned());
+                args.extend(workers.exec.iter().cloned());
+            }
+            self.add(name, ComponentKind::Worker, args, Vec::new(), None)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        name: ComponentName,
+        kind: ComponentKind,
+        args: Vec<String>,
+        env: Vec<(String, String)>,
+        address: Option<SocketAddr>,
+    ) -> Result<(), Failure> {
+        let program = self.program.clone();
+        let spec = ComponentSpec { name, kind, program, args, env, address };
+        Ok(self.deployment.add(spec, &self.spawner)?)
+    }
+
+    fn controller(
+        &self,
+        journal: Journal,
+        fault: Option<Fault>,
+        after_crash: bool,
+    ) -> Result<Arc<Controller>, Failure> {
+        let deployment: Arc<dyn Deployment> = Arc::clone(&self.deployment) as _;
+        Ok(Arc::new(Controller::new(Parts {
+            name: ComponentName::new(self.plan.deployment.name.clone())?,
+            plan: self.plan.clone(),
+            journal,
+            deployment,
+            process_news: self.deployment.changes(),
+            api: Client::new(&self.api_url)?,
+            roles: self.roles.clone(),
+            postgres: self.postgres.clone(),
+            fault,
+            after_crash,
+        })))
+    }
+}
+
+/// A fault in the recovery itself: only where drills are allowed.
+fn fault(plan: &Plan) -> Result<Option<Fault>, Failure> {
+    match std::env::var(faults::VARIABLE) {
+        Ok(text) if !text.is_empty() => {
+            if plan.deployment.drills != Drills::Allowed {
+                return Err(Failure::refused(format!(
+                    "{} is set, but the plan does not say deployment.drills = \"allowed\"",
+                    faults::VARIABLE
+                )));
+            }
+            Ok(Some(text.parse::<Fault>().map_err(|error| Failure::usage(error.to_string()))?))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn make_dir(dir: &Path, mode: u32) -> Result<(), Failure> {
+    fs::create_dir_all(dir)
+        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)))
+        .map_err(|error| {
+            Failure::new(format!(
+                "the folder {} cannot be used: {error}; choose another with deployment.state_dir",
+                dir.display()
+            ))
+        })
+}
+
+/// One controller per state folder. The lock goes with the process.
+fn lock(state: &Path) -> Result<File, Failure> {
+    let path = state.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let pid = Address::read(state).map_or(0, |address| address.pid);
+            Err(resurgam_recovery::Error::InUse { dir: state.to_owned(), pid }.into())
+        }
+        Err(error) => Err(std::io::Error::from(error).into()),
+    }
+}
+
+/// Writes a file: complete or not at all.
+fn write_whole(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, content)?;
+    Ok(fs::rename(&temporary, path)?)
+}
+
+/// Ports by purpose, kept so that addresses stay the same when the deployment is started again.
+#[derive(Debug, Default)]
+struct Ports {
+    kept: BTreeMap<String, u16>,
+}
+
+impl Ports {
+    const FILE: &'static str = "ports.json";
+
+    /// Unreadable ones are forgotten: they are only a convenience.
+    fn read(state: &Path) -> Self {
+        let text = fs::read_to_string(state.join(Self::FILE)).unwrap_or_default();
+        Self { kept: serde_json::from_str(&text).unwrap_or_default() }
+    }
+
+    fn write(&self, state: &Path) -> Result<(), Failure> {
+        write_whole(&state.join(Self::FILE), &serde_json::to_vec(&self.kept)?)
+    }
+
+    /// The wanted port, which must be free; else the kept one if it is free; else any.
+    fn address(&mut self, host: IpAddr, purpose: &str, wanted: u16) -> Result<SocketAddr, Failure> {
+        if wanted != 0 {
+            return Ok(free_address(host, wanted)?);
+        }
+        let kept = self.kept.get(purpose).and_then(|port| free_address(host, *port).ok());
+        let address = match kept {
+            Some(address) => address,
+            None => free_address(host, 0)?,
+        };
+        self.kept.insert(purpose.to_owned(), address.port());
+        Ok(address)
+    }
+}
