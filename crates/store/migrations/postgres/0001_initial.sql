@@ -19,7 +19,7 @@ CREATE TABLE tasks (
     token           bigint NOT NULL DEFAULT 0,
     -- The token of the last try that its worker ended as failed: tells the repetition of that
     -- word from a late word about a lease that was taken back.
-    failed_token    bigint NOT NULL DEFAULT 0,
+    failed_token    bigint,
     held_by         text,
     held_instance   uuid,
     lease_until     timestamptz,

@@ -17,7 +17,7 @@ CREATE TABLE tasks (
     token           INTEGER NOT NULL DEFAULT 0,
     -- The token of the last try that its worker ended as failed: tells the repetition of that
     -- word from a late word about a lease that was taken back.
-    failed_token    INTEGER NOT NULL DEFAULT 0,
+    failed_token    INTEGER,
     held_by         TEXT,
     held_instance   BLOB,
     lease_until     INTEGER,

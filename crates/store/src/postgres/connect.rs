@@ -107,8 +107,9 @@ fn common(all: &Config, settings: &Settings) -> Config {
         .application_name(&settings.application_name)
         .ssl_mode(SslMode::Disable)
         .channel_binding(all.get_channel_binding())
-        .tcp_user_timeout(timeout)
-        .keepalives_idle(timeout)
+        .tcp_user_timeout(timeout.max(Duration::from_secs(1)))
+        // The kernel counts in whole seconds and refuses none.
+        .keepalives_idle(timeout.max(Duration::from_secs(1)))
         .keepalives_interval(Duration::from_secs(1))
         .keepalives_retries(3);
     config

@@ -89,8 +89,9 @@ pub(super) fn outcomes(
     let mut tasks = HashMap::with_capacity(found.len());
     for row in found {
         let state: TaskState = parsed(get(row, "state")?)?;
-        let (token, failed): (i64, i64) = (get(row, "token")?, get(row, "failed_token")?);
-        let accepts = state == TaskState::Running || said_before(state, failed == token);
+        let token: i64 = get(row, "token")?;
+        let failed: Option<i64> = get(row, "failed_token")?;
+        let accepts = state == TaskState::Running || said_before(state, failed == Some(token));
         tasks.insert(get::<Uuid>(row, "id")?, (token, accepts));
     }
     let outcome = |lease: LeaseRef| match tasks.get(&lease.task.0) {

@@ -1,7 +1,7 @@
 //! The store in one file, for a platform on one machine.
 //!
 //! Any number of processes may have the file open. Within each, one thread writes and a few
-//! connections read; see [`writer`] for how requests share a commit.
+//! connections read; requests that come close together share a commit.
 
 mod connection;
 mod fault;

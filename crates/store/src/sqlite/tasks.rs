@@ -180,7 +180,7 @@ struct Standing {
     seq: i64,
     state: TaskState,
     token: Token,
-    failed_token: Token,
+    failed_token: Option<Token>,
     attempts: u32,
     max_attempts: u32,
     retry: RetryPolicy,
@@ -201,7 +201,7 @@ impl Standing {
             seq: get(row, "seq")?,
             state: parsed(&get::<String>(row, "state")?)?,
             token: Token(get(row, "token")?),
-            failed_token: Token(get(row, "failed_token")?),
+            failed_token: get::<Option<i64>>(row, "failed_token")?.map(Token),
             attempts: unsigned(get(row, "attempts")?)?,
             max_attempts,
             retry: RetryPolicy {
@@ -256,7 +256,7 @@ fn complete(c: &Connection, done: &Completion) -> Result<Outcome, Fault> {
 fn fail(c: &Connection, failure: &Failure) -> Result<Outcome, Fault> {
     let LeaseRef { task: task_id, token } = failure.lease;
     let Some(task) = Standing::of(c, task_id)? else { return Ok(Outcome::Unknown) };
-    if task.token == token && task.failed_token == token {
+    if task.token == token && task.failed_token == Some(token) {
         return Ok(Outcome::Accepted);
     }
     if !task.holds(token) {

@@ -118,7 +118,7 @@ async fn one_of_many_who_hand_in_a_key_creates_the_task(store: Fixture) {
                 })
                 .collect();
             // Everyone in another order: the worst case for waiting for each other.
-            new.rotate_left(n * 3);
+            new.rotate_left(n * 2);
             if n % 2 == 0 {
                 new.reverse();
             }

@@ -18,6 +18,7 @@ mod postgres_servers;
 mod registry;
 mod sqlite_processes;
 mod tasks;
+mod throughput;
 
 /// Runs each test on both adapters.
 macro_rules! on_both {

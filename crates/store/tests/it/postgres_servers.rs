@@ -118,7 +118,7 @@ async fn after_a_demotion_the_next_call_finds_the_new_primary() {
     let database = new.create_database().await.unwrap();
     old.execute("postgres", &format!("CREATE DATABASE {database}")).await.unwrap();
     connect(&[new.address()], &database).migrate().await.unwrap();
-    // The old one comes first while both would take writes: nobody else is asked.
+    // The new one is left out at first, so that it is certain to whom the connections are.
     let store = connect(&[old.address(), nobody()], &database);
     store.migrate().await.unwrap();
     let read_only = |on: &str| {
