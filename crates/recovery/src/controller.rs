@@ -296,6 +296,7 @@ impl Controller {
             .any(|incident| incident.scenario == Scenario::PostgresPrimary);
         let view = authority.view();
         if !recovering
+            && view.state.created
             && let Some(name) = view.reigning()
             && let Some(address) = authority.members().get(name)
         {

@@ -125,9 +125,8 @@ impl Deployment for LocalDeployment {
 
     async fn route(&self, service: &str, target: Option<SocketAddr>) -> Result<()> {
         let routers = lock(&self.routers);
-        let router = routers
-            .get(service)
-            .ok_or_else(|| Error::UnknownService(service.to_owned()))?;
+        let router =
+            routers.get(service).ok_or_else(|| Error::UnknownService(service.to_owned()))?;
         router.route(target);
         Ok(())
     }

@@ -62,6 +62,8 @@ pub(super) struct Server {
     configured: Configured,
     /// Set while the server may accept writes.
     reign: Option<Epoch>,
+    /// In this reign roles, database and slots have been made sure of.
+    furnished: bool,
     last_exit: Option<String>,
 }
 
@@ -74,6 +76,7 @@ impl Server {
             silent_since: None,
             configured: Configured::default(),
             reign: None,
+            furnished: false,
             last_exit: None,
         }
     }
@@ -227,7 +230,7 @@ impl Server {
             }
         }
         let state = match self.session.as_ref() {
-            Some(session) => look(session, self.reign).await,
+            Some(session) => look(session, self.reign, self.furnished).await,
             None => Err(Error::Timeout("no answer".to_owned())),
         };
         match state {
@@ -257,6 +260,7 @@ impl Server {
         self.set_synchronous(synchronous).await?;
         self.instance.layout.begin_reign(epoch)?;
         self.reign = Some(epoch);
+        self.furnished = false;
         let session = self.session()?;
         session.run("be promoted", "SELECT pg_promote(false)").await?;
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -287,8 +291,20 @@ impl Server {
         Ok(())
     }
 
+    pub(super) fn furnished(&self) -> bool {
+        self.furnished
+    }
+
+    /// Makes what clients and standbys need. Harmless when it is there.
+    pub(super) async fn furnish(&mut self, standbys: &[ComponentName]) -> Result<()> {
+        self.keep_slots(standbys).await?;
+        self.ensure_objects().await?;
+        self.furnished = true;
+        Ok(())
+    }
+
     /// Keeps the write-ahead log that the standbys need.
-    pub(super) async fn keep_slots(&self, standbys: &[ComponentName]) -> Result<()> {
+    async fn keep_slots(&self, standbys: &[ComponentName]) -> Result<()> {
         let session = self.session()?;
         for standby in standbys {
             let slot = literal(&slot_name(standby));
@@ -300,8 +316,8 @@ impl Server {
         Ok(())
     }
 
-    /// Roles and database of the platform. Harmless when they are there.
-    pub(super) async fn ensure_objects(&self) -> Result<()> {
+    /// Roles and database of the platform.
+    async fn ensure_objects(&self) -> Result<()> {
         let session = self.session()?;
         let secrets = &self.instance.secrets;
         let owner = &self.instance.database;
@@ -356,7 +372,7 @@ fn write_config(instance: &Instance, configured: &Configured) -> Result<()> {
     instance.layout.write(&instance.layout.config(), &text, 0o600, user)
 }
 
-async fn look(session: &Session, reign: Option<Epoch>) -> Result<ServerState> {
+async fn look(session: &Session, reign: Option<Epoch>, furnished: bool) -> Result<ServerState> {
     let action = "say how it is";
     let missing = || Error::State("the server gave no row where there must be one".to_owned());
     let standby = session
@@ -420,6 +436,7 @@ async fn look(session: &Session, reign: Option<Epoch>) -> Result<ServerState> {
     Ok(ServerState::Primary(PrimaryState {
         // A primary without a reign does not happen; if it did, epoch 0 is never the current one.
         epoch: reign.unwrap_or_default(),
+        furnished,
         timeline: timeline.unwrap_or(0),
         flushed: lsn(primary.get(0))?,
         synchronous,

@@ -19,8 +19,10 @@ pub struct Renewal {
     pub address: SocketAddr,
     /// How it is.
     pub observed: Observed,
-    /// The number of the last directive that was carried out: nothing of an earlier one is
-    /// still being done.
+    /// The number of the last directive that it has got; the answer can wait for a later one.
+    pub heard: u64,
+    /// The number of the last directive that was carried out, or is being carried out: nothing
+    /// of an earlier one is still being done.
     pub carried_out: u64,
 }
 
@@ -108,6 +110,8 @@ pub struct StandbyState {
 pub struct PrimaryState {
     /// Its reign.
     pub epoch: Epoch,
+    /// Roles, database and slots are there.
+    pub furnished: bool,
     /// Its timeline.
     pub timeline: u32,
     /// What is safely on its disk.

@@ -207,12 +207,12 @@ impl Authority {
         if !self.members.contains_key(name) {
             return None;
         }
-        let carried_out = renewal.carried_out;
+        let heard = renewal.heard;
         self.hear(name, renewal);
         let mut version = self.version.subscribe();
         let hold = (self.lease.0 / HOLD_PART).min(LONGEST_HOLD);
         // An error means that the time is up.
-        let _ = tokio::time::timeout(hold, version.wait_for(|now| *now != carried_out)).await;
+        let _ = tokio::time::timeout(hold, version.wait_for(|now| *now != heard)).await;
         Some(self.answer(name))
     }
 

@@ -47,7 +47,7 @@ fn decide(
 ) -> Option<Change> {
     let state = &view.state;
     if !state.created {
-        return Some(Change::Created);
+        return primary.furnished.then_some(Change::Created);
     }
     let Some(standby) = &state.synchronous else {
         *watching = Watching::default();
@@ -172,6 +172,7 @@ mod tests {
         });
         PrimaryState {
             epoch: Default::default(),
+            furnished: true,
             timeline: 1,
             flushed: Lsn(flushed),
             synchronous: waits.then(name),

@@ -53,6 +53,8 @@ pub struct Signs {
     pub sql: SqlSign,
     /// The standbys'.
     pub standbys: Vec<StandbySign>,
+    /// The database has been made.
+    pub created: bool,
     /// The primary was seen to accept writes in this epoch.
     pub reigned: bool,
     /// For how long the epoch has lasted.
@@ -103,8 +105,9 @@ pub fn diagnose(signs: &Signs) -> Verdict {
 
     let lost = match &signs.keeper {
         KeeperSign::Reports(state @ (ServerState::Stopped | ServerState::Absent)) => {
-            // Before it has reigned, stopped is a step on the way up.
-            let ended = signs.reigned || matches!(state, ServerState::Absent);
+            // Before it has reigned, stopped is a step on the way up; and before the database
+            // was made there is none.
+            let ended = signs.reigned || (signs.created && matches!(state, ServerState::Absent));
             if ended {
                 evidence.push(format!("its keeper reports: the server is {}", state.word()));
             }
@@ -161,7 +164,7 @@ mod tests {
             .collect();
         let reign_for = Duration::from_secs(100);
         let patience = Duration::from_millis(1500);
-        Signs { keeper, sql, standbys, reigned: true, reign_for, patience }
+        Signs { keeper, sql, standbys, created: true, reigned: true, reign_for, patience }
     }
 
     fn lost(signs: &Signs) -> bool {
@@ -196,6 +199,7 @@ mod tests {
         // Commits wait for the standby, so that the probe's writes fail.
         let primary = resurgam_deployment::postgres::wire::PrimaryState {
             epoch: Default::default(),
+            furnished: true,
             timeline: 1,
             flushed: Default::default(),
             synchronous: None,
@@ -214,7 +218,10 @@ mod tests {
             ..signs(stopped, fails(9), &[Some(false)])
         };
         assert_eq!(diagnose(&young), Verdict::Starting);
-        let old = Signs { reign_for: Duration::from_secs(99), ..young };
+        let old = Signs { reign_for: Duration::from_secs(99), ..young.clone() };
         assert!(lost(&old));
+        let gone = Signs { keeper: KeeperSign::Reports(ServerState::Absent), ..young };
+        assert!(lost(&gone), "its data was there before");
+        assert_eq!(diagnose(&Signs { created: false, ..gone }), Verdict::Starting);
     }
 }

@@ -72,6 +72,7 @@ mod tests {
             fence,
             address: "127.0.0.1:1".parse().unwrap(),
             observed: Observed { state, ..Observed::default() },
+            heard: carried_out,
             carried_out,
         };
         View {

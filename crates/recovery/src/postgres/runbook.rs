@@ -82,6 +82,7 @@ impl Database {
             keeper,
             sql,
             standbys,
+            created: view.state.created,
             reigned: view.reigned,
             reign_for: now - view.since,
             patience,

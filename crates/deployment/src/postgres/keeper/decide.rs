@@ -29,8 +29,8 @@ pub(super) struct Facts<'a> {
     pub(super) not_streaming_for: Duration,
     /// A rewind was tried since it last streamed.
     pub(super) rewound: bool,
-    /// The standbys' slots have been made in this reign.
-    pub(super) slots_kept: bool,
+    /// Roles, database and slots have been made sure of in this reign.
+    pub(super) furnished: bool,
 }
 
 /// The next act.
@@ -99,7 +99,7 @@ pub(super) fn decide(directive: &Directive, state: &ServerState, facts: &Facts<'
                     Act::Adopt(directive.epoch)
                 } else if facts.synchronous != synchronous.as_ref() {
                     Act::SetSynchronous(synchronous.clone())
-                } else if !facts.slots_kept {
+                } else if !facts.furnished {
                     Act::Furnish(standbys.clone())
                 } else {
                     Act::Nothing
@@ -160,7 +160,7 @@ mod tests {
             kinship: None,
             not_streaming_for: Duration::ZERO,
             rewound: false,
-            slots_kept: true,
+            furnished: true,
         }
     }
 
@@ -174,6 +174,7 @@ mod tests {
         };
         let primary = PrimaryState {
             epoch: Epoch(1),
+            furnished: true,
             timeline: 1,
             flushed: Default::default(),
             synchronous: None,

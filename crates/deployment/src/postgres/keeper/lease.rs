@@ -32,6 +32,11 @@ impl Lease {
         self.directive.subscribe()
     }
 
+    /// The number of the latest directive.
+    pub(super) fn heard(&self) -> u64 {
+        self.directive.borrow().as_ref().map_or(0, |directive| directive.number)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<(Epoch, BootTime)>> {
         self.burning.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,8 +46,7 @@ impl Lease {
     /// is later, so it never believes the lease over while it lasts here.
     pub(super) fn take(&self, directive: Directive, asked: BootTime) -> std::io::Result<()> {
         let mut burning = self.lock();
-        let latest = self.directive.borrow().as_ref().map_or(0, |latest| latest.number);
-        if directive.number < latest {
+        if directive.number < self.heard() {
             // Overtaken on the way.
             return Ok(());
         }

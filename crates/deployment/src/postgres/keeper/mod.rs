@@ -69,7 +69,6 @@ pub async fn run(
         asked_history: None,
         kinship: None,
         rewound: false,
-        slots_kept: false,
         problem: None,
     };
     tokio::select! {
@@ -93,7 +92,6 @@ struct Keeper {
     asked_history: Option<Instant>,
     kinship: Option<Kinship>,
     rewound: bool,
-    slots_kept: bool,
     problem: Option<String>,
 }
 
@@ -179,15 +177,12 @@ impl Keeper {
             kinship: self.kinship,
             not_streaming_for: self.last_streamed.elapsed(),
             rewound: self.rewound,
-            slots_kept: self.slots_kept,
+            furnished: self.server.furnished(),
         }
     }
 
     /// Finds out, for a standby that does not stream, whether it can.
     async fn learn(&mut self, directive: &Directive, state: &ServerState) {
-        if self.server.reign().is_none() {
-            self.slots_kept = false;
-        }
         let (Order::Standby { upstream }, ServerState::Standby(standby)) =
             (&directive.order, state)
         else {
@@ -257,7 +252,6 @@ impl Keeper {
                     return Ok(());
                 }
                 let synchronous = self.ordered_synchronous();
-                self.slots_kept = false;
                 self.last_reign = epoch;
                 self.server.promote(epoch, synchronous.as_ref()).await
             }
@@ -266,12 +260,7 @@ impl Keeper {
                 self.server.adopt(epoch)
             }
             Act::SetSynchronous(standby) => self.server.set_synchronous(standby.as_ref()).await,
-            Act::Furnish(standbys) => {
-                self.server.keep_slots(&standbys).await?;
-                self.server.ensure_objects().await?;
-                self.slots_kept = true;
-                Ok(())
-            }
+            Act::Furnish(standbys) => self.server.furnish(&standbys).await,
             Act::Follow(upstream) => {
                 self.last_streamed = Instant::now();
                 self.server.follow(Some(&upstream)).await

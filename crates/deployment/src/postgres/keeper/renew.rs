@@ -65,6 +65,7 @@ pub(super) async fn renew(
             fence: telling.fence,
             address: instance.address,
             observed: telling.observed.clone(),
+            heard: lease.heard(),
             carried_out: telling.carried_out,
         };
         let asked = BootTime::now();
