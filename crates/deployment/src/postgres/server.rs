@@ -197,8 +197,28 @@ impl Server {
         if let Some(running) = self.running.take() {
             running.kill().await;
             self.last_exit = Some("killed by its keeper".to_owned());
+            self.running = Some(running);
+            if !self.clear_remains().await {
+                return;
+            }
+            self.running = None;
         }
         self.reign = None;
+    }
+
+    /// Where the kernel does not kill a server as a whole, its backends may outlive its main
+    /// process, and finish what they are at. "Stopped" is said only when they are gone too.
+    async fn clear_remains(&self) -> bool {
+        let weak =
+            self.running.as_ref().is_some_and(|running| running.strength() == Strength::Process);
+        if !weak {
+            return true;
+        }
+        let cleared = evict(&self.instance.layout.data()).await;
+        if let Err(error) = &cleared {
+            tracing::error!(%error, "end what is left of the server");
+        }
+        cleared.is_ok()
     }
 
     pub(super) fn session(&self) -> Result<&Session> {
@@ -211,6 +231,9 @@ impl Server {
     pub(super) async fn observe(&mut self) -> ServerState {
         if let Some(exit) = self.running.as_ref().and_then(Running::exit) {
             self.last_exit = Some(exit.to_string());
+            if !self.clear_remains().await {
+                return ServerState::Unresponsive { for_ms: 0 };
+            }
             self.running = None;
             self.session = None;
             self.reign = None;

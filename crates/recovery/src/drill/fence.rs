@@ -7,9 +7,9 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use resurgam_deployment::postgres::contain::{self, Contained, Running};
+use resurgam_deployment::postgres::contain::{self, Contained};
 use resurgam_deployment::postgres::data::Layout;
 use resurgam_deployment::postgres::secrets::PROBER;
 use resurgam_deployment::postgres::{Programs, Secrets};
@@ -24,14 +24,16 @@ const WRITE: &str = "UPDATE resurgam_probe.beat SET value = value + 1000000 WHER
 const ATTEMPT: Duration = Duration::from_millis(400);
 /// The pause between attempts.
 const PAUSE: Duration = Duration::from_millis(40);
-/// How long a started server may take to answer, refuse, or end.
-const START: Duration = Duration::from_secs(3);
+/// So often the server is started by force.
+const STARTS: u32 = 200;
 
 /// What was seen.
 #[derive(Debug, Default)]
 struct Seen {
     refusals: BTreeMap<String, u64>,
     accepted: Vec<String>,
+    /// Servers started by force: how many milliseconds after the fault, and how they ended.
+    started: Vec<(u128, String)>,
 }
 
 /// A witness over one former primary. Dropping it ends its attempts and its servers.
@@ -45,7 +47,6 @@ pub struct Witness {
     attempts: JoinSet<()>,
     /// Connections from before the fault.
     early: Vec<Client>,
-    started: Vec<Running>,
     log: File,
 }
 
@@ -76,7 +77,6 @@ impl Witness {
             seen: Arc::default(),
             attempts: JoinSet::new(),
             early,
-            started: Vec::new(),
             log,
         })
     }
@@ -103,56 +103,70 @@ impl Witness {
     }
 
     /// Starts the server on the former primary's data without its keeper, with the
-    /// configuration with which it was primary, and writes to it.
-    ///
-    /// # Errors
-    /// When the program cannot be run at all.
-    pub async fn force_start(&mut self, when: &str) -> Result<()> {
-        let how = format!("started by force {when}");
+    /// configuration with which it was primary, and again whenever it ends: as an orchestrator
+    /// would that knows nothing of epochs. To be called when the fault has taken hold.
+    pub fn keep_starting(&mut self) {
         let program = self.programs.path("postgres");
-        let args: Vec<OsString> = vec![
-            "-D".into(),
-            self.layout.data().into(),
-            "-c".into(),
-            format!("config_file={}", self.layout.config().display()).into(),
-        ];
-        let what = Contained {
-            program: &program,
-            args: &args,
-            user: self.programs.user.as_ref(),
-            log: &self.log,
-        };
-        let running = contain::start(what).await.map_err(Error::path("cannot run", &program))?;
-        let deadline = tokio::time::Instant::now() + START;
-        let outcome = loop {
-            if let Some(exit) = running.exit() {
-                break Err(format!("the server did not start ({exit})"));
+        let (data, config) = (self.layout.data(), self.layout.config());
+        let user = self.programs.user.clone();
+        let (seen, log) = (Arc::clone(&self.seen), self.log.try_clone());
+        self.attempts.spawn(async move {
+            let args: Vec<OsString> = vec![
+                "-D".into(),
+                data.into(),
+                "-c".into(),
+                format!("config_file={}", config.display()).into(),
+            ];
+            let Ok(log) = log else { return };
+            let begin = Instant::now();
+            for _ in 0..STARTS {
+                let what =
+                    Contained { program: &program, args: &args, user: user.as_ref(), log: &log };
+                let after = begin.elapsed().as_millis();
+                let running = match contain::start(what).await {
+                    Ok(running) => running,
+                    Err(error) => {
+                        tracing::error!(%error, "start the former primary by force");
+                        return;
+                    }
+                };
+                // Dropped, and the server with it, when the attempts end.
+                let exit = running.ended().await;
+                if let Ok(mut seen) = seen.lock() {
+                    seen.started.push((after, exit.to_string()));
+                }
+                tokio::time::sleep(PAUSE * 4).await;
             }
-            match write(self.address, &self.secrets).await {
-                Ok(()) => break Ok(()),
-                Err(why) if why.contains("read-only") => break Err(why),
-                Err(why) if tokio::time::Instant::now() > deadline => break Err(why),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        };
-        note(&self.seen, &how, outcome);
-        // It stays, as one would that an orchestrator started, until its keeper ends it.
-        self.started.push(running);
-        Ok(())
+        });
     }
 
     /// Ends the attempts. Says whether a write was accepted, and what the answers were.
     pub async fn end(mut self) -> (bool, Vec<String>) {
         self.attempts.shutdown().await;
-        for server in &self.started {
-            server.kill().await;
-        }
         let seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
         let split = !seen.accepted.is_empty();
         let accepted = seen.accepted.into_iter().map(|how| format!("ACCEPTED A WRITE: {how}"));
         let refused = seen.refusals.into_iter().map(|(how, times)| format!("{how} ({times}x)"));
-        (split, accepted.chain(refused).collect())
+        let started = starts(&seen.started);
+        (split, accepted.chain(refused).chain(started).collect())
     }
+}
+
+/// The forced starts in one line for each way in which they ended.
+fn starts(all: &[(u128, String)]) -> Vec<String> {
+    let mut ways: BTreeMap<&str, Vec<u128>> = BTreeMap::new();
+    for (after, exit) in all {
+        ways.entry(exit).or_default().push(*after);
+    }
+    ways.iter()
+        .filter_map(|(exit, times)| {
+            let (first, last) = (times.iter().min()?, times.iter().max()?);
+            Some(format!(
+                "started by force {}x, {first} to {last} ms after the fault: ended with {exit}",
+                times.len()
+            ))
+        })
+        .collect()
 }
 
 fn note(seen: &Mutex<Seen>, how: &str, outcome: std::result::Result<(), String>) {

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use resurgam_deployment::ComponentKind;
 use resurgam_deployment::postgres::Programs;
+use resurgam_model::agent::Agent;
 use resurgam_model::report::{DrillReport, DrillResult, Measured, StepStatus};
-use resurgam_model::{Scenario, Timestamp};
+use resurgam_model::{ComponentName, Scenario, Timestamp};
 
 use super::FaultKind;
 use super::fault::{Process, strike, working_in};
@@ -24,6 +25,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(60);
 const DETECTION: Duration = Duration::from_secs(30);
 /// How long a recovery may take before the drill gives up on it.
 const RECOVERY: Duration = Duration::from_secs(300);
+/// How long a worker is given to take a task before it is killed without one.
+const TAKING: Duration = Duration::from_secs(2);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -103,16 +106,16 @@ impl Drill<'_> {
     ) -> Result<Struck> {
         let victims: Vec<_> =
             status.components.iter().filter(|health| health.component.kind == kind).collect();
-        let victim = match kind {
-            ComponentKind::Worker => self.busiest(&victims).await?,
-            _ => victims.first().map(|health| health.component.clone()),
-        };
+        let victim = victims.first().map(|health| health.component.clone());
         let victim =
             victim.ok_or_else(|| Error::Drill(format!("the plan has nothing for {scenario}")))?;
         let process = victim.pid.and_then(Process::find);
         let process =
             process.ok_or_else(|| Error::Drill(format!("{} does not run", victim.name)))?;
         self.say(&format!("killing {}", victim.name));
+        if kind == ComponentKind::Worker {
+            self.let_it_take_tasks(&victim.name, process).await?;
+        }
         let since = Timestamp::now();
         strike(&[process], FaultKind::Kill).await?;
         let at = Timestamp::now();
@@ -120,18 +123,22 @@ impl Drill<'_> {
         Ok(Struck { at, incident, split_brain: false, fence: Vec::new() })
     }
 
-    /// The worker that holds most tasks, so that there is something to take back.
-    async fn busiest(
-        &self,
-        workers: &[&crate::status::Health],
-    ) -> Result<Option<resurgam_deployment::Component>> {
+    /// The tasks are so short that a worker is seldom caught with one. One that is stopped is
+    /// handed what its open claim gets, and keeps it.
+    async fn let_it_take_tasks(&self, name: &ComponentName, process: Process) -> Result<()> {
+        strike(&[process], FaultKind::Freeze).await?;
         let client = self.subject.api().borrow().clone();
-        let agents = client.workers().await.map_err(|error| Error::Drill(error.to_string()))?;
-        let held = |name: &str| {
-            agents.iter().find(|agent| agent.id.as_str() == name).map_or(0, |agent| agent.running)
-        };
-        let busiest = workers.iter().max_by_key(|health| held(health.component.name.as_str()));
-        Ok(busiest.map(|health| health.component.clone()))
+        let deadline = Instant::now() + TAKING;
+        while Instant::now() < deadline {
+            let workers = client.workers().await.unwrap_or_default();
+            let holds = |agent: &Agent| agent.id.as_str() == name.as_str() && agent.running > 0;
+            if workers.iter().any(holds) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        // It goes on without: the load may be elsewhere.
+        Ok(())
     }
 
     async fn full_stop(&mut self, _: &Status) -> Result<Struck> {
@@ -174,9 +181,7 @@ impl Drill<'_> {
         strike(&victims, kind).await?;
         let at = Timestamp::now();
         witness.begin();
-        if kind == FaultKind::Kill {
-            witness.force_start("at once").await?;
-        }
+        witness.keep_starting();
         let incident = self.subject.incident(Scenario::PostgresPrimary, since, DETECTION).await?;
         self.say("the loss was noticed; waiting for the promotion");
         self.until(&incident, |detail| {
@@ -184,8 +189,6 @@ impl Drill<'_> {
                 || detail.incident.state != IncidentState::Open
         })
         .await?;
-        // From here on a successor reigns.
-        witness.force_start("after the promotion").await?;
         if kind == FaultKind::Freeze {
             self.say("waking the former primary");
             // The server before its keeper, which is the worst order.

@@ -96,10 +96,14 @@ fn common(all: &Config, settings: &Settings) -> Config {
     }
     let timeout = settings.timeout;
     // What we no longer wait for must end by itself, or its locks would outlive our interest.
+    // Not by statement_timeout: that also ends the wait of a commit for its synchronous standby,
+    // after which the commit counts as done and is seen by others although no standby has it. A
+    // repeated submit would then find its key and be acknowledged, and the next failover would
+    // lose what was acknowledged.
     let end = timeout.saturating_add(Duration::from_secs(1)).as_millis().min(86_400_000);
     let options = format!(
-        "{} -c statement_timeout={end} -c idle_in_transaction_session_timeout={end} \
-         -c default_transaction_isolation=read\\ committed",
+        "{} -c lock_timeout={end} -c idle_in_transaction_session_timeout={end} \
+         -c client_connection_check_interval=1000 -c default_transaction_isolation=read\\ committed",
         all.get_options().unwrap_or_default()
     );
     config

@@ -17,7 +17,7 @@ pub(super) async fn migrate(store: &PostgresStore) -> Result<()> {
     session
         .batch(
             "BEGIN;
-             SET LOCAL statement_timeout = 0;
+             SET LOCAL lock_timeout = 0;
              SET LOCAL client_min_messages = warning;
              SELECT pg_advisory_xact_lock(1381192513, -1);
              CREATE TABLE IF NOT EXISTS schema_versions (

@@ -214,6 +214,11 @@ impl Keeper {
     }
 
     fn tell(&self, state: ServerState, carried_out: u64, doing: Option<String>) {
+        // A promotion may have been begun that has not ended: then it is no harmless standby.
+        let state = match state {
+            ServerState::Standby(_) if self.server.reign().is_some() => ServerState::Starting,
+            state => state,
+        };
         self.say.send_modify(|said| {
             said.observed = Observed {
                 state,
