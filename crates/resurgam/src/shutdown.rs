@@ -2,17 +2,20 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Returns when the process is asked to end. Where signals cannot be listened for, they end the
-/// process by themselves.
-pub(crate) async fn requested() {
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    match (interrupt, terminate) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+/// Listens from now on, also before the future is first awaited, and for the rest of the
+/// process's life: from then on the signals end nothing by themselves. Where they cannot be
+/// listened for, they do, and the future never returns.
+pub(crate) fn requested() -> impl Future<Output = ()> {
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        match signals {
+            (Ok(mut interrupt), Ok(mut terminate)) => {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
             }
+            _ => std::future::pending().await,
         }
-        _ => std::future::pending().await,
     }
 }

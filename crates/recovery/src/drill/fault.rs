@@ -109,6 +109,50 @@ pub fn working_in(dir: &Path) -> Vec<Process> {
         .collect()
 }
 
+/// The processes that work in `dir` or below, or have a file of it open. Only those that we may
+/// look into are found.
+#[must_use]
+pub fn using(dir: &Path) -> Vec<Process> {
+    let Ok(dir) = dir.canonicalize() else { return Vec::new() };
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let own = std::process::id();
+    processes
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok().filter(|pid| *pid != own)?;
+            let below = |link: &Path| fs::read_link(link).is_ok_and(|to| to.starts_with(&dir));
+            let works = below(&entry.path().join("cwd"));
+            let files = || fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+            (works || files().any(|file| below(&file.path()))).then(|| Process::find(pid))?
+        })
+        .collect()
+}
+
+/// Kills whatever still uses `dir`, until nothing does.
+///
+/// # Errors
+/// When something cannot be killed.
+pub async fn clear(dir: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = using(dir);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Drill(format!(
+                "{} processes that use {} cannot be ended",
+                left.len(),
+                dir.display()
+            )));
+        }
+        for process in left {
+            process.signal(Signal::KILL);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Makes the fault, and returns once it has taken hold of all of them.
 ///
 /// # Errors

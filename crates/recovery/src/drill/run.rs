@@ -166,8 +166,13 @@ impl Drill<'_> {
         let keeper = keeper.and_then(|health| Process::find(health.component.pid?));
         let state_dir = self.subject.state_dir().to_owned();
         let programs = Programs::find(self.subject.plan().postgres.bin_dir.as_deref())?;
-        let mut witness =
-            Witness::new(&state_dir, primary.as_str(), instance.address, programs).await?;
+        // Without a standby the former primary itself comes back, and may be written to.
+        let mut witness = match postgres.instances.len() {
+            0 | 1 => None,
+            _ => {
+                Some(Witness::new(&state_dir, primary.as_str(), instance.address, programs).await?)
+            }
+        };
         let data = state_dir.join("postgres").join(primary.as_str()).join("data");
 
         let mut victims = Vec::new();
@@ -180,8 +185,10 @@ impl Drill<'_> {
         let since = Timestamp::now();
         strike(&victims, kind).await?;
         let at = Timestamp::now();
-        witness.begin();
-        witness.keep_starting();
+        if let Some(witness) = &mut witness {
+            witness.begin();
+            witness.keep_starting();
+        }
         let incident = self.subject.incident(Scenario::PostgresPrimary, since, DETECTION).await?;
         self.say("the loss was noticed; waiting for the promotion");
         self.until(&incident, |detail| {
@@ -199,7 +206,10 @@ impl Drill<'_> {
         self.say("waiting until redundancy is back");
         let detail =
             self.until(&incident, |detail| detail.incident.state != IncidentState::Open).await?;
-        let (split_brain, fence) = witness.end().await;
+        let (split_brain, fence) = match witness {
+            Some(witness) => witness.end().await,
+            None => (false, vec!["not tried: there is no standby to take over".to_owned()]),
+        };
         Ok(Struck { at, incident: Some(detail), split_brain, fence })
     }
 

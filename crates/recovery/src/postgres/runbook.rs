@@ -306,6 +306,10 @@ impl Step for Choose {
         let database = &self.0;
         let former = name_in(so_far, "confirm", "former")?;
         let started = Instant::now();
+        // Up to the first sign the primary may have acknowledged writes.
+        let age = Timestamp::now().duration_since(so_far.incident.first_sign);
+        let age = Duration::try_from(age).unwrap_or_default();
+        let fault = started.checked_sub(age).unwrap_or(started);
         let rpo = database.objectives.rpo;
         let choice = database
             .until(|view| {
@@ -317,9 +321,8 @@ impl Step for Choose {
                     )));
                 }
                 let candidates = Self::candidates(view);
-                let known = view.samples.last().map_or(started, |(at, _)| *at);
                 let complete = view.state.complete.as_ref();
-                let best = choose(&candidates, complete, &view.samples, known);
+                let best = choose(&candidates, complete, &view.samples, fault);
                 let affordable = best.as_ref().is_some_and(|choice| {
                     choice.complete || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
                 });
@@ -487,7 +490,7 @@ impl Step for Rebuild {
         })?;
         let port = database.authority.members().get(&chosen).map(|address| address.port());
         let mut did: Vec<String> = Vec::new();
-        let timeline = database
+        database
             .until(|view| {
                 let seen = view.seen.get(&former)?;
                 if let Some(doing) = &seen.renewal.observed.doing
@@ -499,14 +502,14 @@ impl Step for Rebuild {
                     ServerState::Standby(state)
                         if state.streaming_from.is_some() && state.streaming_from == port =>
                     {
-                        Some(state.timeline)
+                        Some(())
                     }
                     _ => None,
                 }
             })
             .await;
         let how = if did.is_empty() { "its data fitted".to_owned() } else { did.join(", then ") };
-        Ok(Done::now(format!("{former} streams from {chosen} on timeline {timeline} ({how})")))
+        Ok(Done::now(format!("{former} streams from {chosen} ({how})")))
     }
 }
 

@@ -20,16 +20,17 @@ const SCENARIOS: [Scenario; 4] =
 const PLAN: &str = "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n";
 
 pub(crate) async fn run(args: DemoArgs) -> Result<u8, Failure> {
+    let shutdown = shutdown::requested();
     let started = Instant::now();
     let ground = Ground::temporary(PLAN)?;
     let progress = Progress::new(args.json);
     progress.say("starting api, supervisor, registry and three workers over SQLite");
     let outcome = tokio::select! {
         outcome = all(&ground, &progress) => outcome,
-        () = shutdown::requested() => Err(Failure::interrupted()),
+        () = shutdown => Err(Failure::interrupted()),
     };
     progress.clear();
-    drop(ground);
+    ground.clear(false).await?;
     let reports = outcome?;
     if args.json {
         output::json(&reports)?;

@@ -21,6 +21,7 @@ use crate::shutdown;
 
 pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
     let Some(scenario) = args.scenario else { return list(args.json) };
+    let shutdown = shutdown::requested();
     let ground = match &args.plan {
         Some(file) => Ground::of_plan(file, scenario)?,
         None => Ground::temporary(&temporary_plan(&args, scenario)?)?,
@@ -29,14 +30,10 @@ pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
     progress.say("starting a deployment");
     let outcome = tokio::select! {
         outcome = one(&ground, scenario, &args, &progress) => outcome,
-        () = shutdown::requested() => Err(Failure::interrupted()),
+        () = shutdown => Err(Failure::interrupted()),
     };
     progress.clear();
-    if args.keep
-        && let Some(dir) = ground.keep()
-    {
-        output::note(&format!("kept {}", dir.display()));
-    }
+    ground.clear(args.keep).await?;
     let report = outcome?;
     if args.json {
         output::json(&report)?;
@@ -127,9 +124,16 @@ impl Ground {
         Ok(Subject::start(program, plan_file, plan, self.state_dir.clone(), env).await?)
     }
 
-    /// Lets a temporary folder stay.
-    fn keep(self) -> Option<PathBuf> {
-        self.temporary.map(TempDir::keep)
+    /// Ends whatever is left of a deployment of our own, and removes its folder, or says where
+    /// it is. A deployment of somebody's plan is left alone.
+    pub(crate) async fn clear(self, keep: bool) -> Result<(), Failure> {
+        let Some(dir) = self.temporary else { return Ok(()) };
+        resurgam_recovery::drill::fault::clear(dir.path()).await?;
+        if keep {
+            output::note(&format!("kept {}", dir.keep().display()));
+            return Ok(());
+        }
+        Ok(dir.close()?)
     }
 }
 

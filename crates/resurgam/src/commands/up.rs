@@ -40,6 +40,7 @@ impl Names<'_> {
 }
 
 pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
+    let shutdown = shutdown::requested();
     let loaded = Loaded::read(args.plan.as_deref())?;
     let plan = loaded.plan().clone();
     let state = loaded.state_dir();
@@ -73,7 +74,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     let outcome = tokio::select! {
         result = Arc::clone(&controller).run() => result.map_err(Failure::from),
         result = serving => result.map_err(Failure::from),
-        () = shutdown::requested() => Ok(()),
+        () = shutdown => Ok(()),
     };
     // Nothing is recovered any more, so what ends now ends on purpose.
     output::note("ending");
