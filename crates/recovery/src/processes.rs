@@ -210,6 +210,12 @@ impl Verify {
             .filter(|component| component.kind == ComponentKind::Worker)
             .collect();
         let agents = processes.platform.client().agents().await?;
+        // A registry that came back must have heard of them in its present life.
+        let registry = components
+            .iter()
+            .find(|component| component.kind == ComponentKind::Registry)
+            .and_then(|component| component.started_at)
+            .unwrap_or_default();
         for worker in &workers {
             let agent = agents.iter().find(|agent| agent.id.as_str() == worker.name.as_str());
             let started = worker.started_at.unwrap_or_default();
@@ -217,6 +223,7 @@ impl Verify {
             let present = agent.is_some_and(|agent| {
                 agent.state == AgentState::Available
                     && agent.registered_at.as_millisecond() + 1 >= started.as_millisecond()
+                    && agent.seen_at.as_millisecond() + 1 >= registry.as_millisecond()
             });
             if !present {
                 missing.push(format!("{} is not registered again", worker.name));

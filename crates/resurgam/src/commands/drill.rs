@@ -8,6 +8,7 @@ use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind};
 use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport};
 use resurgam_model::{Duration, Scenario};
 use resurgam_recovery::drill::load::{Load, Shape};
+use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::drill::{Drill, Subject};
 use serde_json::json;
 use tempfile::TempDir;
@@ -106,6 +107,11 @@ impl Ground {
             )));
         }
         let state_dir = loaded.state_dir();
+        if scenario == Scenario::FullStop && Address::read(&state_dir).is_some() {
+            return Err(Failure::refused(format!(
+                "{scenario} would end a deployment that somebody else started, and who alone can start it again; end it first, and the drill starts it itself"
+            )));
+        }
         let plan_file = loaded.file.unwrap_or_else(|| file.to_owned());
         Ok(Self { plan, plan_file, state_dir, temporary: None })
     }
