@@ -14,6 +14,14 @@ pub enum Error {
         /// Why it failed.
         source: rusqlite::Error,
     },
+    /// The journal's file could not be opened, or is no journal.
+    #[error("the recovery journal {} cannot be opened", path.display())]
+    OpenJournal {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: rusqlite::Error,
+    },
     /// The journal holds something that this program does not understand.
     #[error("the recovery journal holds something unreadable: {0}; nothing was changed")]
     Corrupt(String),

@@ -42,7 +42,8 @@ impl Journal {
             connection.execute_batch(include_str!("schema.sql"))?;
             Ok(connection)
         };
-        let connection = open().map_err(error("be opened"))?;
+        let connection =
+            open().map_err(|source| Error::OpenJournal { path: path.to_owned(), source })?;
         Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 

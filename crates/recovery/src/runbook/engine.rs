@@ -8,10 +8,13 @@ use resurgam_model::report::StepStatus;
 use super::faults::{Fault, Kind, die};
 use super::{Done, SoFar, Step, Stop};
 use crate::Result;
-use crate::journal::{Incident, IncidentState, Journal};
+use crate::journal::{Incident, IncidentState, Journal, StepRecord};
 
 /// The pause before a step is tried again; it grows with each try.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Marks the output of a step that found nothing to recover from.
+const FALSE_ALARM: &str = "false_alarm";
 
 /// How a recovery ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,19 +42,18 @@ pub async fn execute(
     for (number, step) in (0_u32..).zip(steps) {
         let records = journal.steps(incident.id)?;
         let before = records.iter().find(|record| record.number == number);
-        match before.map(|record| record.status) {
-            Some(StepStatus::Done | StepStatus::Skipped) => continue,
-            Some(StepStatus::Failed | StepStatus::Refused) => {
-                // Recorded, and then the controller died before it closed the incident.
-                let state = match before.map(|record| record.status) {
-                    Some(StepStatus::Refused) => IncidentState::Refused,
-                    _ => IncidentState::Failed,
-                };
-                let detail = before.map(|record| record.detail.clone()).unwrap_or_default();
+        if let Some(record) = before.filter(|record| record.status != StepStatus::Started) {
+            if let Some(state) = recorded_end(record) {
+                // The controller died before it closed the incident.
                 journal.close_incident(incident.id, state, Timestamp::now())?;
-                return Ok(Ended { state, detail });
+                return Ok(Ended { state, detail: record.detail.clone() });
             }
-            Some(StepStatus::Started) | None => {}
+            if step.restores_service() {
+                // The controller may have died before it noted this.
+                let at = record.ended_at.unwrap_or_else(Timestamp::now);
+                journal.restored(incident.id, at)?;
+            }
+            continue;
         }
         let so_far = SoFar { incident, steps: &records };
         let outcome = run(journal, number, step.as_ref(), &so_far, &mut fault).await?;
@@ -64,7 +66,8 @@ pub async fn execute(
                 (StepStatus::Refused, why, serde_json::Value::Null, Some(IncidentState::Refused))
             }
             Err(Stop::FalseAlarm(why)) => {
-                (StepStatus::Skipped, why, serde_json::Value::Null, Some(IncidentState::FalseAlarm))
+                let mark = serde_json::json!({ FALSE_ALARM: true });
+                (StepStatus::Skipped, why, mark, Some(IncidentState::FalseAlarm))
             }
         };
         let now = Timestamp::now();
@@ -80,6 +83,18 @@ pub async fn execute(
     }
     journal.close_incident(incident.id, IncidentState::Recovered, Timestamp::now())?;
     Ok(Ended { state: IncidentState::Recovered, detail: "every step is done".to_owned() })
+}
+
+/// The end of the whole recovery, if the step was recorded as such.
+fn recorded_end(record: &StepRecord) -> Option<IncidentState> {
+    match record.status {
+        StepStatus::Failed => Some(IncidentState::Failed),
+        StepStatus::Refused => Some(IncidentState::Refused),
+        StepStatus::Skipped if record.output.get(FALSE_ALARM).is_some() => {
+            Some(IncidentState::FalseAlarm)
+        }
+        StepStatus::Started | StepStatus::Done | StepStatus::Skipped => None,
+    }
 }
 
 /// Tries one step as often as it allows.
