@@ -1,0 +1,146 @@
+//! Incidents, and what a journal still knows after it was closed and opened again.
+
+use resurgam_model::report::StepStatus;
+use resurgam_model::{ComponentName, Scenario, Timestamp};
+use resurgam_recovery::Error;
+use resurgam_recovery::journal::cluster::ClusterState;
+use resurgam_recovery::journal::{IncidentState, Journal};
+use serde_json::{Value, json};
+
+use crate::fakes::{Scene, cause, journal};
+
+#[test]
+fn one_cause_has_one_open_incident() {
+    let scene = Scene::new();
+    let journal = &scene.journal;
+    let again = journal.open_incident(&cause("postgres-0"), Timestamp::now()).unwrap();
+    assert_eq!(again, scene.incident);
+    let other = journal.open_incident(&cause("postgres-1"), Timestamp::now()).unwrap();
+    assert_ne!(other.id, scene.incident.id);
+    let mut different = cause("postgres-0");
+    different.scenario = Scenario::FullStop;
+    let different = journal.open_incident(&different, Timestamp::now()).unwrap();
+    assert_eq!(different.severity, Scenario::FullStop.severity());
+    let open: Vec<_> = journal.open_incidents().unwrap().iter().map(|i| i.id).collect();
+    assert_eq!(open, [scene.incident.id, other.id, different.id]);
+
+    journal.close_incident(other.id, IncidentState::Refused, Timestamp::now()).unwrap();
+    let next = journal.open_incident(&cause("postgres-1"), Timestamp::now()).unwrap();
+    assert_ne!(next.id, other.id);
+    let all: Vec<_> = journal.incidents(2).unwrap().iter().map(|i| i.id).collect();
+    assert_eq!(all, [next.id, different.id], "the newest first, and no more than asked for");
+}
+
+/// Many threads notice the same loss at once, over several handles on the same file.
+#[test]
+fn one_cause_has_one_open_incident_also_under_contention() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(journal(dir.path()));
+    let path = dir.path();
+    let ids: Vec<_> = std::thread::scope(|scope| {
+        let notice = || {
+            let opened = journal(path).open_incident(&cause("postgres-0"), Timestamp::now());
+            opened.unwrap().id
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(notice)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[tokio::test]
+async fn everything_is_there_after_reopening() {
+    let scene = Scene::new();
+    let id = scene.incident.id;
+    scene.journal.add_evidence(id, "postgres-0, 12 ms ago: gone", Timestamp::now()).unwrap();
+    scene.journal.add_evidence(id, "its last lines", Timestamp::now()).unwrap();
+    scene.execute(None, None).await;
+    let state = ClusterState {
+        version: 7,
+        primary: Some(ComponentName::new("postgres-1").unwrap()),
+        created: true,
+        former: Some(ComponentName::new("postgres-0").unwrap()),
+        ..ClusterState::default()
+    };
+    scene.journal.set_cluster(&state).unwrap();
+    let (incident, steps, evidence) =
+        (scene.now(), scene.records(), scene.journal.evidence(id).unwrap());
+
+    let Scene { dir, journal: handle, .. } = scene;
+    drop(handle);
+    let journal = journal(dir.path());
+    assert_eq!(journal.incident(id).unwrap(), Some(incident));
+    assert_eq!(journal.steps(id).unwrap(), steps);
+    assert_eq!(journal.evidence(id).unwrap(), evidence);
+    assert_eq!(evidence[1].1, "its last lines");
+    assert_eq!(journal.cluster().unwrap(), state);
+}
+
+#[test]
+fn a_run_that_did_not_end_in_order_is_known_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = || journal(dir.path()).begin_run().unwrap();
+    assert!(begin(), "there was none before");
+    assert!(!begin(), "the one before did not end");
+    journal(dir.path()).end_run().unwrap();
+    assert!(begin());
+}
+
+#[test]
+fn illegal_transitions_are_refused_and_change_nothing() {
+    let scene = Scene::new();
+    let (journal, id) = (&scene.journal, scene.incident.id);
+    let start = |number, name| journal.start_step(id, number, name, Timestamp::now());
+    let end = |number, name, status| {
+        let output = json!({ "from": name });
+        journal.end_step(id, number, name, status, "ended", &output, Timestamp::now())
+    };
+    let refused = |result: Result<(), Error>, text: &str| {
+        let before = scene.records();
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Transition { .. }), "{error:?}");
+        assert_eq!(error.to_string(), text);
+        assert_eq!(scene.records(), before);
+    };
+
+    refused(
+        end(0, "fence", StepStatus::Done),
+        "step fence of the runbook cannot go from nothing to done",
+    );
+    start(0, "fence").unwrap();
+    refused(start(0, "choose"), "step choose of the runbook cannot go from started to started");
+    refused(
+        end(0, "choose", StepStatus::Done),
+        "step choose of the runbook cannot go from started to done",
+    );
+    start(0, "fence").unwrap();
+    for status in [StepStatus::Done, StepStatus::Skipped, StepStatus::Failed, StepStatus::Refused] {
+        let number = 10 + status as u32;
+        start(number, "act").unwrap();
+        end(number, "act", status).unwrap();
+        let word = serde_json::to_value(status).unwrap();
+        let word = word.as_str().unwrap();
+        refused(
+            start(number, "act"),
+            &format!("step act of the runbook cannot go from {word} to started"),
+        );
+        refused(
+            end(number, "act", StepStatus::Failed),
+            &format!("step act of the runbook cannot go from {word} to failed"),
+        );
+    }
+    // A step is recorded for an incident that exists, or not at all.
+    let unknown = resurgam_model::IncidentId::new();
+    let error = journal.start_step(unknown, 0, "fence", Timestamp::now()).unwrap_err();
+    assert!(matches!(error, Error::Journal { .. }), "{error:?}");
+    assert_eq!(scene.records()[0].attempts, 2);
+    assert_eq!(scene.records()[0].output, Value::Null);
+}
+
+#[test]
+fn handles_of_one_journal_see_the_same() {
+    let scene = Scene::new();
+    let other: Journal = scene.journal.clone();
+    other.close_incident(scene.incident.id, IncidentState::Failed, Timestamp::now()).unwrap();
+    assert!(scene.journal.open_incidents().unwrap().is_empty());
+}
