@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,7 +46,11 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     let state = loaded.state_dir();
     make_dir(&state, 0o711)?;
     let _lock = lock(&state)?;
-    let journal = Journal::open(&state.join("journal.db"))?;
+    // Both hold lines of logs, which are nobody else's business.
+    make_dir(&state.join("logs"), 0o700)?;
+    let journal_file = state.join("journal.db");
+    File::options().create(true).append(true).mode(0o600).open(&journal_file)?;
+    let journal = Journal::open(&journal_file)?;
     let fault = fault(&plan)?;
     let after_crash = !journal.begin_run()?;
 
