@@ -80,6 +80,9 @@ pub enum Verdict {
 
 /// A primary that has not come up after so long is taken for lost.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// One that is replaying its log, as after a crash, gets so long: it will come up, with
+/// everything, and to stop it would make it begin again.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(300);
 /// A server that exists but answers nobody is taken for lost after so long.
 const STUCK_PATIENCE: Duration = Duration::from_secs(3);
 /// So many failed tries of the probe count as a sign.
@@ -135,7 +138,9 @@ pub fn diagnose(signs: &Signs) -> Verdict {
         return Verdict::Lost(evidence);
     }
     if !signs.reigned {
-        if signs.reign_for > START_PATIENCE {
+        let replaying = signs.keeper == KeeperSign::Reports(ServerState::Starting);
+        let patience = if replaying { REPLAY_PATIENCE } else { START_PATIENCE };
+        if signs.reign_for > patience {
             let waited = format!("it has not come up for {} s", signs.reign_for.as_secs());
             evidence.push(waited);
             if evidence.len() >= 2 {
@@ -220,6 +225,8 @@ mod tests {
         assert_eq!(diagnose(&young), Verdict::Starting);
         let old = Signs { reign_for: Duration::from_secs(99), ..young.clone() };
         assert!(lost(&old));
+        let replaying = KeeperSign::Reports(ServerState::Starting);
+        assert!(!lost(&Signs { keeper: replaying, ..old }));
         let gone = Signs { keeper: KeeperSign::Reports(ServerState::Absent), ..young };
         assert!(lost(&gone), "its data was there before");
         assert_eq!(diagnose(&Signs { created: false, ..gone }), Verdict::Starting);
