@@ -410,7 +410,7 @@ impl Controller {
             deployment: self.parts.plan.deployment.name.clone(),
             kind: format!("{}/{kind}", self.parts.deployment.kind()),
             ready: works && redundant && incidents.is_empty(),
-            api: self.parts.api.base_url().to_owned(),
+            api: self.parts.api.base_url().trim_end_matches('/').to_owned(),
             components,
             postgres: self
                 .parts

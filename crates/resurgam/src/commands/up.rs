@@ -52,11 +52,16 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     File::options().create(true).append(true).mode(0o600).open(&journal_file)?;
     let journal = Journal::open(&journal_file)?;
     let fault = fault(&plan)?;
-    let after_crash = !journal.begin_run()?;
-
     let mut up = Up::new(plan, state, journal.clone()).await?;
-    up.add_postgres().await?;
-    up.add_roles()?;
+    let after_crash = !journal.begin_run()?;
+    if let Err(failure) = up.add_all().await {
+        // What did not start did not stop either: there is nothing to recover from next time.
+        up.deployment.shutdown().await;
+        if !after_crash {
+            journal.end_run()?;
+        }
+        return Err(failure);
+    }
     let controller = up.controller(journal.clone(), fault, after_crash)?;
     let address = Address {
         pid: std::process::id(),
@@ -129,6 +134,11 @@ impl Up {
             api_url: String::new(),
             roles: Vec::new(),
         })
+    }
+
+    async fn add_all(&mut self) -> Result<(), Failure> {
+        self.add_postgres().await?;
+        self.add_roles()
     }
 
     /// The instances of an owned PostgreSQL, with a service in front.
