@@ -4,11 +4,14 @@
 //! readable without it, like the platform's own interface.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -46,11 +49,28 @@ pub async fn serve(
         .route("/v1/incidents/{id}", get(incident))
         .route("/v1/instances/{name}/renew", post(renew))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(local_only))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .with_state(shared);
     axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(shutdown)
         .await
+}
+
+/// Refuses requests under another name than this machine's: a page in a browser must not get here
+/// by a name of its own that leads to a loopback address.
+async fn local_only(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let name = host.unwrap_or_default();
+    let name = match name.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => name,
+    };
+    let address = name.trim_matches(['[', ']']).parse::<IpAddr>();
+    if name == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
+        return next.run(request).await;
+    }
+    problem(StatusCode::FORBIDDEN, "ask by a loopback address, such as http://127.0.0.1")
 }
 
 /// An RFC 9457 problem document.
@@ -87,7 +107,14 @@ fn hundred() -> u32 {
     100
 }
 
-async fn incidents(State(shared): State<Arc<Shared>>, query: Query<Listing>) -> Response {
+async fn incidents(
+    State(shared): State<Arc<Shared>>,
+    query: Result<Query<Listing>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(query) => query,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, error.body_text()),
+    };
     match shared.controller.journal().incidents(query.limit.min(1000)) {
         Ok(incidents) => Json(incidents).into_response(),
         Err(error) => failed(&error),
@@ -118,13 +145,19 @@ async fn renew(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Json(renewal): Json<Renewal>,
+    body: Bytes,
 ) -> Response {
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if !same(given, &shared.token) {
         return problem(StatusCode::UNAUTHORIZED, "the deployment's token is needed for a lease");
     }
+    let renewal: Renewal = match serde_json::from_slice(&body) {
+        Ok(renewal) => renewal,
+        Err(error) => {
+            return problem(StatusCode::BAD_REQUEST, format!("this is no renewal: {error}"));
+        }
+    };
     let directive = match (shared.controller.authority(), ComponentName::new(name)) {
         (Some(authority), Ok(name)) => authority.renew(&name, renewal).await,
         _ => None,

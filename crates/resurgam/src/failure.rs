@@ -41,10 +41,7 @@ impl Failure {
     }
 
     pub(crate) fn interrupted() -> Self {
-        Self {
-            message: "interrupted; everything is cleaned up".to_owned(),
-            code: code::INTERRUPTED,
-        }
+        Self { message: "interrupted; no process is left".to_owned(), code: code::INTERRUPTED }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub const OLDEST: u32 = 15;
 
 /// Folders of distributions, searched when neither `PATH` nor `pg_config` helps.
-const PACKAGED: [&str; 3] = ["/usr/lib/postgresql", "/usr/pgsql", "/opt/postgresql"];
+const PACKAGED: [&str; 3] = ["/usr/lib/postgresql", "/usr", "/opt/postgresql"];
 
 /// Those that are used.
 const NEEDED: [&str; 4] = ["postgres", "initdb", "pg_basebackup", "pg_rewind"];
@@ -128,7 +128,11 @@ fn search() -> Option<PathBuf> {
         .flatten()
         .flatten()
         .filter_map(|entry| {
-            let major = entry.file_name().to_str()?.split('.').next()?.parse().ok()?;
+            // 15 in Debian's folder, pgsql-15 in Red Hat's.
+            let name = entry.file_name();
+            let name = name.to_str()?;
+            let number = name.strip_prefix("pgsql-").unwrap_or(name);
+            let major = number.split('.').next()?.parse().ok()?;
             Some((major, server_dir(&entry.path().join("bin/postgres"))?))
         })
         .collect();

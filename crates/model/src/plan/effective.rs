@@ -143,6 +143,16 @@ impl EffectivePlan {
             }
             from_env.insert(key, variable);
         }
+        if plan.store.kind != StoreKind::External
+            && let Some(variable) = from_env.get("store.url")
+        {
+            return Err(value_error(
+                "store.kind",
+                format!(
+                    "has a database of its own, but {variable} names another; unset the variable, or set store.kind = \"external\""
+                ),
+            ));
+        }
         check(&plan)?;
 
         let all = Table::try_from(&plan).map_err(|error| PlanError::Syntax(error.to_string()))?;
@@ -179,16 +189,30 @@ fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) {
     }
 }
 
-/// Hides the password of a connection URL.
+/// Hides the passwords of a connection URL: the one before the hosts, and those among the
+/// parameters. What is no URL may be a password as a whole.
 fn mask(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "\"***\"".to_owned() };
-    match rest.rsplit_once('@') {
+    let (rest, parameters) = match rest.split_once('?') {
+        Some((rest, parameters)) => (rest, Some(parameters)),
+        None => (rest, None),
+    };
+    let rest = match rest.rsplit_once('@') {
         Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{scheme}://{user}:***@{host}"),
-            None => url.to_owned(),
+            Some((user, _)) => format!("{user}:***@{host}"),
+            None => rest.to_owned(),
         },
-        None => url.to_owned(),
-    }
+        None => rest.to_owned(),
+    };
+    let parameters = parameters.map(|parameters| {
+        let hidden = |parameter: &str| match parameter.split_once('=') {
+            Some((key, _)) if key.contains("password") => format!("{key}=***"),
+            _ => parameter.to_owned(),
+        };
+        let all: Vec<_> = parameters.trim_end_matches('"').split('&').map(hidden).collect();
+        format!("?{}\"", all.join("&"))
+    });
+    format!("{scheme}://{rest}{}", parameters.unwrap_or_default())
 }
 
 fn check(plan: &Plan) -> Result<(), PlanError> {
@@ -311,6 +335,29 @@ mod tests {
     }
 
     use crate::Scenario;
+
+    #[test]
+    fn no_password_is_shown_wherever_it_stands_in_the_url() {
+        for url in [
+            "postgresql://me:secret@a,b/db",
+            "postgresql://me@a/db?application_name=x&password=secret",
+            "postgresql://me:secret@a/db?sslmode=prefer&sslpassword=secret",
+            "host=a password=secret",
+        ] {
+            let env = |name: &str| (name == "DATABASE_URL").then(|| url.to_owned());
+            let effective = EffectivePlan::resolve(None, env).unwrap();
+            let shown = effective.settings.iter().find(|s| s.key == "store.url").unwrap();
+            assert!(!shown.value.contains("secret"), "{}", shown.value);
+        }
+    }
+
+    #[test]
+    fn a_database_of_its_own_and_another_one_do_not_go_together() {
+        let env = |name: &str| (name == "DATABASE_URL").then(|| "postgresql://a/db".to_owned());
+        let text = Some("[store]\nkind = 'postgres'");
+        let error = EffectivePlan::resolve(text, env).unwrap_err().to_string();
+        assert!(error.contains("DATABASE_URL"), "{error}");
+    }
 
     #[test]
     fn errors_name_the_place() {

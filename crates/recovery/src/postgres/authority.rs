@@ -43,6 +43,8 @@ pub struct Seen {
 pub struct View {
     /// Who reigns.
     pub state: ClusterState,
+    /// How many instances there are.
+    pub members: usize,
     /// The last words of the keepers.
     pub seen: BTreeMap<ComponentName, Seen>,
     /// Until when somebody may believe to be primary.
@@ -161,6 +163,7 @@ impl Authority {
         let inner = self.lock();
         View {
             state: inner.state.clone(),
+            members: self.members.len(),
             seen: inner.seen.clone(),
             lease: inner.lease.clone(),
             reigned: inner.reigned == Some(inner.state.epoch),

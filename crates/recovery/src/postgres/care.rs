@@ -159,7 +159,15 @@ mod tests {
             ..ClusterState::default()
         };
         let since = Instant::now();
-        View { state, seen: BTreeMap::new(), lease: None, reigned: true, since, samples: vec![] }
+        View {
+            state,
+            members: 2,
+            seen: BTreeMap::new(),
+            lease: None,
+            reigned: true,
+            since,
+            samples: vec![],
+        }
     }
 
     fn primary(flushed: u64, waits: bool, standby_at: Option<u64>) -> PrimaryState {

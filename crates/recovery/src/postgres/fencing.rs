@@ -36,19 +36,18 @@ pub fn prove(view: &View, former: &ComponentName, fenced_at: u64, now: Instant) 
         Some((holder, until)) if holder == former && *until > now => return Proof::At(*until),
         _ => {}
     }
-    match seen.map(|seen| seen.renewal.fence) {
-        // This controller never heard of it, so it never had a lease from this one; leases of
-        // the one before are over.
-        None => Proof::Fenced("no keeper of it was heard of for a whole lease".to_owned()),
-        Some(Strength::Kernel) => Proof::Fenced(
+    // Of one that was never heard of nothing better is known.
+    match seen.map_or(Strength::Process, |seen| seen.renewal.fence) {
+        Strength::Kernel => Proof::Fenced(
             "its lease has ended, so the kernel has killed its keeper and the server".to_owned(),
         ),
-        Some(Strength::Process) if view.state.complete.is_some() => Proof::Fenced(
+        // With more than one standby the one that it waits for may go on listening to it.
+        Strength::Process if view.state.complete.is_some() && view.members == 2 => Proof::Fenced(
             "its lease has ended, and without its synchronous standby it can acknowledge nothing"
                 .to_owned(),
         ),
-        Some(Strength::Process) => Proof::None(
-            "its lease has ended, but without a PID namespace nothing proves that every process of the server is dead; end them and confirm, or allow namespaces".to_owned(),
+        Strength::Process => Proof::None(
+            "its lease has ended, but nothing proves that every process of its server is dead; start its keeper, which ends them, or allow PID namespaces".to_owned(),
         ),
     }
 }
@@ -78,6 +77,7 @@ mod tests {
         View {
             state: ClusterState::default(),
             seen: BTreeMap::from([(name.clone(), Seen { renewal, at: Instant::now() })]),
+            members: 2,
             lease: Some((name, until)),
             reigned: true,
             since: Instant::now(),
@@ -103,5 +103,12 @@ mod tests {
         assert!(matches!(prove(&over), Proof::Fenced(_)));
         let weak = view(6, ServerState::Starting, Strength::Process, now);
         assert!(matches!(prove(&weak), Proof::None(_)));
+        let mut waits = weak.clone();
+        waits.state.complete = Some(ComponentName::new("postgres-1").unwrap());
+        assert!(matches!(prove(&waits), Proof::Fenced(_)));
+        waits.members = 3;
+        assert!(matches!(prove(&waits), Proof::None(_)));
+        let never_heard = View { seen: BTreeMap::new(), ..weak };
+        assert!(matches!(prove(&never_heard), Proof::None(_)));
     }
 }

@@ -9,7 +9,7 @@ use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport};
 use resurgam_model::{Duration, Scenario};
 use resurgam_recovery::drill::load::{Load, Shape};
 use resurgam_recovery::drill::subject::Address;
-use resurgam_recovery::drill::{Drill, Subject};
+use resurgam_recovery::drill::{Drill, FaultKind, Subject};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -23,6 +23,12 @@ use crate::shutdown;
 pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
     let Some(scenario) = args.scenario else { return list(args.json) };
     let shutdown = shutdown::requested();
+    if args.fault == FaultKind::Freeze && scenario != Scenario::PostgresPrimary {
+        return Err(Failure::usage(format!(
+            "{scenario} can only be killed; --fault freeze is for {}",
+            Scenario::PostgresPrimary
+        )));
+    }
     let ground = match &args.plan {
         Some(file) => Ground::of_plan(file, scenario)?,
         None => Ground::temporary(&temporary_plan(&args, scenario)?)?,

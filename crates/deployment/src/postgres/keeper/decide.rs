@@ -82,7 +82,10 @@ pub(super) fn decide(directive: &Directive, state: &ServerState, facts: &Facts<'
             }
             // A reign is one life of a server. What has ended does not come back under the same
             // epoch: meanwhile another may have been chosen.
-            (ServerState::Stopped, _) if facts.last_reign >= directive.epoch => Act::Complain(
+            (ServerState::Stopped, _) if facts.last_reign > directive.epoch => Act::Complain(
+                "it has reigned in a later epoch than the controller knows of: the controller's journal was lost or replaced; bring journal.db back, or move the data of all instances away to begin anew",
+            ),
+            (ServerState::Stopped, _) if facts.last_reign == directive.epoch => Act::Complain(
                 "its server ended during this reign; it waits for the controller's decision",
             ),
             (ServerState::Stopped, _) => Act::Start(None),
