@@ -285,15 +285,17 @@ impl Controller {
         false
     }
 
-    /// While no recovery of the database runs, its service leads to whoever reigns.
+    /// The service of the database leads to whoever reigns, except while a recovery is about to
+    /// change that.
     async fn route(&self) -> Result<()> {
         let Some((authority, _, _)) = &self.parts.postgres else { return Ok(()) };
-        let recovering = self
-            .parts
-            .journal
-            .open_incidents()?
-            .iter()
-            .any(|incident| incident.scenario == Scenario::PostgresPrimary);
+        let mut recovering = false;
+        for incident in self.parts.journal.open_incidents()? {
+            // A route ends with the process: one that a controller before this one has set is
+            // set again.
+            recovering |= incident.scenario == Scenario::PostgresPrimary
+                && !postgres::is_rerouted(&self.parts.journal.steps(incident.id)?);
+        }
         let view = authority.view();
         if !recovering
             && view.state.created

@@ -14,4 +14,4 @@ pub use choose::{Candidate, Choice, choose};
 pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
 pub use fencing::{Proof, prove};
 pub use probe::{Beat, probe};
-pub use runbook::{Database, SERVICE, steps};
+pub use runbook::{Database, SERVICE, is_rerouted, steps};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use resurgam_deployment::Deployment;
 use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Objectives, Timestamp};
 use serde_json::json;
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use super::diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnos
 use super::fencing::{Proof, prove};
 use super::probe::Beat;
 use crate::health::Readiness;
-use crate::journal::Journal;
+use crate::journal::{Journal, StepRecord};
 use crate::runbook::{Done, SoFar, Step, Stop};
 
 /// A standby that hears nothing for longer receives nothing. The probe writes several times a
@@ -31,6 +32,8 @@ const FRESH: Duration = Duration::from_millis(1000);
 const LOOK: Duration = Duration::from_millis(20);
 /// The service by which clients reach whoever reigns.
 pub const SERVICE: &str = "postgres";
+/// The step that leads the clients to the new primary.
+const REROUTE: &str = "reroute";
 
 /// What the steps work on.
 #[derive(Clone)]
@@ -139,6 +142,12 @@ pub fn steps(database: &Database) -> Vec<Box<dyn Step>> {
         Box::new(Rebuild(database())),
         Box::new(Redundancy(database())),
     ]
+}
+
+/// Whether the recovery has led the clients to the new primary.
+#[must_use]
+pub fn is_rerouted(steps: &[StepRecord]) -> bool {
+    steps.iter().any(|step| step.name == REROUTE && step.status != StepStatus::Started)
 }
 
 fn name_in(so_far: &SoFar<'_>, step: &str, key: &str) -> Result<ComponentName, Stop> {
@@ -422,7 +431,7 @@ struct Reroute(Database);
 #[async_trait]
 impl Step for Reroute {
     fn name(&self) -> &'static str {
-        "reroute"
+        REROUTE
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
