@@ -1,0 +1,128 @@
+//! Drills on deployments of their own.
+
+use serde_json::Value;
+
+use crate::harness::{LONG, Place};
+
+fn drill(arguments: &[&str]) -> Value {
+    let place = Place::new("");
+    let all = [&["drill", "--json"], arguments].concat();
+    let ended = place.start(&all).end(&place, 2 * LONG);
+    assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {ended:?}");
+    place.assert_nothing_left();
+    let report = ended.json();
+    assert_eq!(report["scenario"], arguments[0]);
+    assert_eq!(report["result"], "recovered", "{report:#}");
+    assert_eq!(report["duplicated"], 0, "{report:#}");
+    assert_eq!(report["split_brain"], false, "{report:#}");
+    report
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// What programs rely on.
+fn is_complete(report: &Value) {
+    for key in [
+        "scenario",
+        "severity",
+        "deployment",
+        "started_at",
+        "steps",
+        "rto",
+        "rpo",
+        "acknowledged",
+        "lost",
+        "duplicated",
+        "split_brain",
+        "result",
+    ] {
+        assert!(keys(report).contains(&key), "{key} is missing: {report:#}");
+    }
+    for objective in ["rto", "rpo"] {
+        assert_eq!(keys(&report[objective]), ["measured_ms", "met", "objective_ms"]);
+        assert_eq!(report[objective]["met"], true, "{report:#}");
+    }
+    for step in report["steps"].as_array().unwrap() {
+        assert_eq!(
+            keys(step),
+            ["attempts", "detail", "duration_ms", "name", "started_at", "status"]
+        );
+        assert!(["done", "skipped"].contains(&step["status"].as_str().unwrap()), "{step:#}");
+    }
+    assert!(report["acknowledged"].as_u64().unwrap() > 0);
+}
+
+fn steps(report: &Value) -> Vec<&str> {
+    report["steps"].as_array().unwrap().iter().map(|step| step["name"].as_str().unwrap()).collect()
+}
+
+const FAILOVER: [&str; 9] = [
+    "confirm",
+    "evidence",
+    "fence",
+    "choose",
+    "promote",
+    "reroute",
+    "verify",
+    "rebuild",
+    "redundancy",
+];
+
+#[test]
+fn scenarios_are_listed() {
+    let place = Place::new("");
+    let ended = place.finish(&["drill", "--list", "--json"]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let list = ended.json();
+    let names: Vec<_> = list.as_array().unwrap().iter().map(|s| &s["scenario"]).collect();
+    assert_eq!(names, ["postgres-primary", "full-stop", "api", "agent-registry", "worker-pool"]);
+    for scenario in list.as_array().unwrap() {
+        assert_eq!(
+            keys(scenario),
+            ["faults", "rpo", "rto", "scenario", "severity", "stores", "summary"]
+        );
+    }
+}
+
+#[test]
+fn a_worker_is_lost_on_postgresql() {
+    let report = drill(&["worker-pool", "--store", "postgres"]);
+    is_complete(&report);
+    assert_eq!(report["deployment"], "local/postgres");
+    assert_eq!(report["lost"], 0);
+}
+
+#[test]
+fn the_registry_is_lost_on_sqlite() {
+    let report = drill(&["agent-registry", "--store", "sqlite"]);
+    is_complete(&report);
+    assert_eq!(report["deployment"], "local/sqlite");
+    assert_eq!(report["lost"], 0);
+}
+
+#[test]
+fn the_primary_is_killed() {
+    let report = drill(&["postgres-primary"]);
+    is_complete(&report);
+    assert_eq!(report["fault"], "kill");
+    assert_eq!(report["lost"], 0);
+    assert_eq!(steps(&report), FAILOVER);
+}
+
+#[test]
+fn the_primary_is_frozen() {
+    let report = drill(&["postgres-primary", "--fault", "freeze"]);
+    is_complete(&report);
+    assert_eq!(report["fault"], "freeze");
+    assert_eq!(report["lost"], 0);
+    assert_eq!(steps(&report), FAILOVER);
+}
+
+#[test]
+fn the_primary_is_killed_and_commits_did_not_wait() {
+    let report = drill(&["postgres-primary", "--asynchronous"]);
+    is_complete(&report);
+    assert_eq!(steps(&report), FAILOVER);
+}

@@ -1,0 +1,20 @@
+//! The program as people run it: its processes, its words, its exit codes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests too"
+)]
+
+mod bad_input;
+mod controller_killed;
+mod demo;
+mod drill;
+mod full_disk;
+mod harness;
+mod http;
+mod life;
+mod start_errors;
