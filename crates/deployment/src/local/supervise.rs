@@ -160,6 +160,8 @@ impl Keeping {
                 continue;
             }
             let started = Instant::now();
+            // Taken before the process can do anything: whatever it does is later than this.
+            let started_at = Timestamp::now();
             match self.spawn().await {
                 Ok(mut child) => {
                     let pid = child.id();
@@ -167,7 +169,7 @@ impl Keeping {
                     self.update(order.number, |c| {
                         c.state = RunState::Running;
                         c.pid = pid;
-                        c.started_at = Some(Timestamp::now());
+                        c.started_at = Some(started_at);
                         c.restarts += u32::from(restarted);
                     });
                     let exit = tokio::select! {
@@ -197,10 +199,14 @@ impl Keeping {
                 pause = FIRST_PAUSE;
             }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                changed = self.orders.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                changed = self.orders.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    pause = FIRST_PAUSE;
+                }
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
