@@ -149,7 +149,8 @@ impl Place {
     /// The ends of all logs, for a test that fails.
     pub(crate) fn logs(&self) -> String {
         let mut files = Vec::new();
-        for folder in [self.path(""), self.path("state/logs")] {
+        let drills = self.temporary_files().into_iter().map(|dir| dir.join("state/logs"));
+        for folder in [self.path(""), self.path("state/logs")].into_iter().chain(drills) {
             files.extend(fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()));
         }
         files.sort();
