@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{Interest, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -116,12 +116,17 @@ async fn connect(
 /// Returns when the client has closed its side. A client that has only sent something is still
 /// there: the bytes stay for the server.
 async fn closed(client: &TcpStream) {
-    let mut byte = [0];
     loop {
-        match client.peek(&mut byte).await {
-            Ok(0) | Err(_) => return,
-            // There is something to read and there will be: wait for the close some other way.
-            Ok(_) => tokio::time::sleep(Duration::from_millis(250)).await,
+        match client.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => {
+                // There is something to read and there will be: look again later.
+                let mut byte = [0];
+                if !matches!(client.peek(&mut byte).await, Ok(1)) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+            Ok(_) | Err(_) => return,
         }
     }
 }

@@ -22,7 +22,46 @@ pub(super) struct Config<'a> {
     pub(super) passfile: &'a Path,
     pub(super) settings: &'a BTreeMap<String, String>,
     pub(super) upstream: Option<&'a Upstream>,
-    pub(super) synchronous: Option<&'a ComponentName>,
+    pub(super) commits: &'a Commits,
+}
+
+/// When a commit is confirmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Commits {
+    /// Never: the server has no reign. Should somebody promote it behind its keeper's back, it
+    /// still confirms nothing.
+    ///
+    /// It also makes that a promotion need not wait until its servers' processes have read
+    /// the name of the standby: they know already that there is something to wait for.
+    #[default]
+    Never,
+    /// When it is on this server's disk.
+    AtOnce,
+    /// When it is on this standby's disk too.
+    With(ComponentName),
+}
+
+impl Commits {
+    pub(super) fn new(standby: Option<&ComponentName>) -> Self {
+        standby.cloned().map_or(Self::AtOnce, Self::With)
+    }
+
+    pub(super) fn standby(&self) -> Option<&ComponentName> {
+        match self {
+            Self::With(standby) => Some(standby),
+            Self::Never | Self::AtOnce => None,
+        }
+    }
+
+    /// The value of `synchronous_standby_names`.
+    fn names(&self) -> String {
+        match self {
+            // No component has such a name.
+            Self::Never => "FIRST 1 (\"no reign\")".to_owned(),
+            Self::AtOnce => String::new(),
+            Self::With(standby) => format!("FIRST 1 (\"{standby}\")"),
+        }
+    }
 }
 
 /// `pg_hba.conf` of the keeper: only this machine, only with a password.
@@ -45,8 +84,8 @@ host   replication  all  all  reject
 
 /// `postgresql.conf` inside the data folder.
 pub(super) const FENCED_CONF: &str = "\
-# This data folder belongs to a keeper. Started without it, the server is a standby that listens
-# nowhere: only its keeper knows whether it may be more.
+# This data folder belongs to a keeper. Started without it, the server is a standby that has
+# nowhere to listen: only its keeper knows whether it may be more.
 listen_addresses = ''
 unix_socket_directories = ''
 default_transaction_read_only = on
@@ -119,8 +158,7 @@ impl Config<'_> {
         set("restart_after_crash", "off");
         set("synchronous_commit", "on");
         set("log_line_prefix", "%m [%p] ");
-        let names = self.synchronous.map(|name| format!("FIRST 1 (\"{name}\")"));
-        set("synchronous_standby_names", &names.unwrap_or_default());
+        set("synchronous_standby_names", &self.commits.names());
         if let Some(upstream) = self.upstream {
             let from = conninfo(upstream.address, REPLICATOR, self.passfile, self.name.as_str());
             set("primary_conninfo", &from);
@@ -150,7 +188,7 @@ mod tests {
             passfile: Path::new("/tmp/it's/pass"),
             settings: &settings,
             upstream: Some(&upstream),
-            synchronous: Some(&upstream.name),
+            commits: &Commits::With(upstream.name.clone()),
         };
         let text = config.render();
         assert!(text.contains("hba_file = '/tmp/it''s/hba'"), "{text}");

@@ -1,4 +1,4 @@
-//! Runs a server so that it, and everything it started, dies with this process.
+//! Runs a server, or another program, so that it, and everything it started, dies with this process.
 //!
 //! The server becomes the first process of a new PID namespace. When that first process dies,
 //! the kernel kills every other process of the namespace before anything else can happen; and
@@ -116,6 +116,9 @@ impl Drop for Running {
     }
 }
 
+/// The child's word that it dies with us from now on. No error has this number.
+static READY: i32 = 0;
+
 /// Starts it.
 ///
 /// # Errors
@@ -123,7 +126,6 @@ impl Drop for Running {
 pub async fn start(what: Contained<'_>) -> io::Result<Running> {
     let prepared = Prepared::new(&what)?;
     let (started, answer) = tokio::sync::oneshot::channel();
-    let (exited, exit) = watch::channel(None);
     // The child dies with the thread that makes it, so the thread stays until the child ends.
     std::thread::Builder::new().name("server-parent".to_owned()).spawn(move || {
         let root = rustix::process::geteuid().is_root();
@@ -135,7 +137,9 @@ pub async fn start(what: Contained<'_>) -> io::Result<Running> {
         };
         match result {
             Ok((pid, strength)) => {
-                let _ = started.send(Ok((pid, strength)));
+                let (exited, exit) = watch::channel(None);
+                // Where nobody waits for the answer any more the handle is dropped, which kills.
+                let _ = started.send(Ok(Running { pid, exit, strength }));
                 exited.send_replace(Some(wait(pid)));
             }
             Err(error) => {
@@ -143,8 +147,7 @@ pub async fn start(what: Contained<'_>) -> io::Result<Running> {
             }
         }
     })?;
-    let (pid, strength) = answer.await.map_err(io::Error::other)??;
-    Ok(Running { pid, exit, strength })
+    answer.await.map_err(io::Error::other)?
 }
 
 /// The kernel, or the rules of the container around us, do not allow the namespace.
@@ -200,11 +203,12 @@ impl Prepared {
             list.iter().map(|text| text.as_ptr()).chain(ends).collect::<Vec<_>>()
         };
         let (args, env) = (pointers(&self.args), pointers(&self.env));
-        // The child waits for a byte on `go`: if we die before the death signal is set, it
-        // reads the end instead and leaves. `failed` closes when the program takes over.
+        // The child tells on `told` that its death signal is set, and waits for a byte on `go`:
+        // if we die before the signal is set, it reads the end instead and leaves. `told` closes
+        // when the program takes over; another word on it is an error.
         let (go, mut say_go) = io::pipe()?;
-        let (mut failed, say_failed) = io::pipe()?;
-        let (go_fd, failed_fd) = (go.as_raw_fd(), say_failed.as_raw_fd());
+        let (mut told, tell) = io::pipe()?;
+        let (go_fd, tell_fd) = (go.as_raw_fd(), tell.as_raw_fd());
         let say_go_fd = say_go.as_raw_fd();
 
         #[allow(unsafe_code, reason = "a namespace for the child alone needs the clone call")]
@@ -216,8 +220,8 @@ impl Prepared {
             let pid = libc::syscall(libc::SYS_clone, flags, none, none, none, none);
             if pid == 0 {
                 libc::close(say_go_fd);
-                let error = self.become_program(flags, go_fd, &args, &env);
-                libc::write(failed_fd, (&raw const error).cast(), size_of::<i32>());
+                let error = self.become_program(flags, go_fd, tell_fd, &args, &env);
+                libc::write(tell_fd, (&raw const error).cast(), size_of::<i32>());
                 libc::_exit(127);
             }
             pid
@@ -226,14 +230,23 @@ impl Prepared {
             return Err(io::Error::last_os_error());
         }
         let pid = i32::try_from(pid).map_err(io::Error::other)?;
-        drop((go, say_failed));
-        let _ = say_go.write_all(&[1]);
-        let mut error = [0_u8; 4];
-        if failed.read_exact(&mut error).is_ok() {
-            wait(pid);
-            return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(error)));
+        drop((go, tell));
+        let mut word = || {
+            let mut word = [0_u8; size_of::<i32>()];
+            told.read_exact(&mut word).ok().map(|()| i32::from_ne_bytes(word))
+        };
+        let mut error = word();
+        if error == Some(READY) {
+            let _ = say_go.write_all(&[1]);
+            error = word();
         }
-        Ok(pid)
+        match error {
+            None => Ok(pid),
+            Some(error) => {
+                wait(pid);
+                Err(io::Error::from_raw_os_error(error))
+            }
+        }
     }
 
     /// Runs in the child. Returns the error number of the call that failed.
@@ -242,6 +255,7 @@ impl Prepared {
         &self,
         flags: libc::c_long,
         go: RawFd,
+        tell: RawFd,
         args: &[*const libc::c_char],
         env: &[*const libc::c_char],
     ) -> i32 {
@@ -273,16 +287,22 @@ impl Prepared {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                 return errno();
             }
+            libc::write(tell, (&raw const READY).cast(), size_of::<i32>());
             let mut byte = 0_u8;
             if libc::read(go, (&raw mut byte).cast(), 1) != 1 {
                 return libc::ESRCH;
             }
             libc::setpgid(0, 0);
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            // Where we are may be out of the user's reach.
+            libc::chdir(c"/".as_ptr());
             let (null, log) = (self.null.as_raw_fd(), self.log.as_raw_fd());
             if libc::dup2(null, 0) < 0 || libc::dup2(log, 1) < 0 || libc::dup2(log, 2) < 0 {
                 return errno();
             }
+            // What we were given by whoever started us is not for the program. Older kernels do
+            // not know the call; nothing depends on it.
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
             libc::execve(self.program.as_ptr(), args.as_ptr(), env.as_ptr());
             errno()
         }

@@ -1,6 +1,7 @@
 //! The data folder of an instance, and what keeps it safe while its keeper is away.
 
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -87,32 +88,55 @@ impl Layout {
         fs::rename(&temporary, path).map_err(Error::path("cannot write", path))
     }
 
+    /// What PostgreSQL's programs say.
+    pub(super) fn output(&self) -> PathBuf {
+        self.dir.join("output")
+    }
+
     fn rewinding(&self) -> PathBuf {
         self.dir.join("rewinding")
     }
 
     /// Notes that the data is about to be rewound: until that has ended it is no database.
     pub(super) fn begin_rewind(&self) -> Result<()> {
-        let mark = self.rewinding();
-        File::create(&mark)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| File::open(&self.dir)?.sync_all())
-            .map_err(Error::path("cannot write", &mark))
+        self.mark(&self.rewinding())
     }
 
     /// Notes that the data is whole again.
     pub(super) fn end_rewind(&self) -> Result<()> {
-        let mark = self.rewinding();
-        match fs::remove_file(&mark) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::path("cannot remove", mark)(error))
-            }
-            _ => Ok(()),
-        }
+        unmark(&self.rewinding())
+    }
+
+    fn mark(&self, mark: &Path) -> Result<()> {
+        File::create(mark)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| File::open(&self.dir)?.sync_all())
+            .map_err(Error::path("cannot write", mark))
+    }
+
+    fn branch(&self) -> PathBuf {
+        self.dir.join("branch")
+    }
+
+    /// Notes that the data may have gone its own way: it must be compared with a primary's
+    /// before it follows it, since what is streamed covers the traces.
+    pub(super) fn begin_branch(&self) -> Result<()> {
+        self.mark(&self.branch())
+    }
+
+    /// Notes that the data is part of a primary's history.
+    pub(super) fn end_branch(&self) -> Result<()> {
+        unmark(&self.branch())
+    }
+
+    /// Whether the data may have gone its own way.
+    pub(super) fn is_branch(&self) -> bool {
+        self.branch().exists()
     }
 
     /// Notes the reign that the instance begins.
     pub(super) fn begin_reign(&self, epoch: Epoch) -> Result<()> {
+        self.begin_branch()?;
         self.write(&self.dir.join("reign"), &epoch.to_string(), 0o600, None)?;
         File::open(&self.dir)
             .and_then(|dir| dir.sync_all())
@@ -164,6 +188,15 @@ impl Layout {
     }
 }
 
+fn unmark(mark: &Path) -> Result<()> {
+    match fs::remove_file(mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::path("cannot remove", mark)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Sets mode and owner.
 pub(super) fn give(path: &Path, mode: u32, user: Option<&User>) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
@@ -181,9 +214,21 @@ pub(super) fn give(path: &Path, mode: u32, user: Option<&User>) -> Result<()> {
 /// # Errors
 /// When one does not die, so that the folder cannot be used safely.
 pub(super) async fn evict(data: &Path) -> Result<u32> {
+    kill_all(data, || working_in(data)).await
+}
+
+/// Kills what is left of a program that was told to work on the folder.
+///
+/// # Errors
+/// As [`evict`].
+pub(super) async fn evict_users(dir: &Path) -> Result<u32> {
+    kill_all(dir, || told_of(dir)).await
+}
+
+async fn kill_all(data: &Path, find: impl Fn() -> Vec<Pid>) -> Result<u32> {
     let mut evicted = 0;
     for _ in 0..200 {
-        let squatters = working_in(data);
+        let squatters = find();
         if squatters.is_empty() {
             return Ok(evicted);
         }
@@ -202,13 +247,28 @@ pub(super) async fn evict(data: &Path) -> Result<u32> {
 /// The processes whose working folder is `dir`.
 fn working_in(dir: &Path) -> Vec<Pid> {
     let Ok(wanted) = fs::metadata(dir) else { return Vec::new() };
+    processes(|process| {
+        fs::metadata(process.join("cwd"))
+            .is_ok_and(|cwd| cwd.dev() == wanted.dev() && cwd.ino() == wanted.ino())
+    })
+}
+
+/// The processes that have `dir` among their arguments.
+fn told_of(dir: &Path) -> Vec<Pid> {
+    let wanted = dir.as_os_str().as_bytes();
+    processes(|process| {
+        fs::read(process.join("cmdline"))
+            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|argument| argument == wanted))
+    })
+}
+
+fn processes(wanted: impl Fn(&Path) -> bool) -> Vec<Pid> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     processes
         .flatten()
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let cwd = fs::metadata(entry.path().join("cwd")).ok()?;
-            (cwd.dev() == wanted.dev() && cwd.ino() == wanted.ino()).then(|| Pid::from_raw(pid))?
+            wanted(&entry.path()).then(|| Pid::from_raw(pid))?
         })
         .collect()
 }

@@ -57,8 +57,14 @@ impl Fuse {
     /// A fuse that is not lit.
     ///
     /// # Errors
-    /// When the kernel has no timers left.
+    /// When the kernel has no timers left, or would not let one kill this process: it spares the
+    /// first process of a PID namespace, such as the only process of a container.
     pub fn new() -> io::Result<Self> {
+        if rustix::process::getpid().is_init() {
+            return Err(io::Error::other(
+                "the kernel spares process 1 of a PID namespace, so no lease could end; start it below an init, such as with docker run --init",
+            ));
+        }
         // SAFETY: all zeroes is a valid sigevent; its fields are set below.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_SIGNAL;

@@ -79,25 +79,6 @@ impl Programs {
     pub fn path(&self, name: &str) -> PathBuf {
         self.bin_dir.join(name)
     }
-
-    /// A command that runs one program as the right user, in a neutral environment: settings
-    /// of the caller, such as `PGHOST`, must not reach it.
-    #[must_use]
-    pub fn command(&self, name: &str) -> Command {
-        use std::os::unix::process::CommandExt;
-
-        let mut command = Command::new(self.path(name));
-        for (key, _) in std::env::vars_os() {
-            if key.to_string_lossy().starts_with("PG") {
-                command.env_remove(key);
-            }
-        }
-        command.env("LC_ALL", "C.UTF-8").current_dir("/");
-        if let Some(user) = &self.user {
-            command.uid(user.uid).gid(user.gid);
-        }
-        command
-    }
 }
 
 /// The folder of a program that really holds the server, through any symbolic links.

@@ -11,14 +11,13 @@ use resurgam_model::ComponentName;
 use resurgam_model::database::{Epoch, Lsn};
 use rustix::process::Signal;
 
-use super::config::{Config, slot_name};
+use super::config::{Commits, Config, slot_name};
 use super::contain::{self, Contained, Running, Strength};
 use super::data::{Layout, evict};
 use super::programs::Programs;
 use super::secrets::{PROBER, REPLICATOR, Secrets};
 use super::sql::{Attempt, Session, identifier, literal};
 use super::wire::{PrimaryState, SeenStandby, ServerState, StandbyState, Upstream};
-use crate::local::Spawner;
 use crate::{Error, Result};
 
 /// How long an orderly end may take.
@@ -41,15 +40,13 @@ pub struct Instance {
     pub database: String,
     /// Settings from the plan.
     pub settings: BTreeMap<String, String>,
-    /// Starts PostgreSQL's other programs.
-    pub spawner: Spawner,
 }
 
 /// What the server's configuration says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Configured {
     upstream: Option<Upstream>,
-    synchronous: Option<ComponentName>,
+    commits: Commits,
 }
 
 /// A server, running or not.
@@ -95,7 +92,7 @@ impl Server {
     }
 
     pub(super) fn synchronous(&self) -> Option<&ComponentName> {
-        self.configured.synchronous.as_ref()
+        self.configured.commits.standby()
     }
 
     pub(super) fn last_exit(&self) -> Option<&str> {
@@ -121,7 +118,7 @@ impl Server {
             tracing::warn!(evicted, "killed processes that worked on the data folder");
         }
         instance.layout.fence(&data, instance.programs.user.as_ref())?;
-        let configured = Configured { upstream: upstream.cloned(), synchronous: None };
+        let configured = Configured { upstream: upstream.cloned(), commits: Commits::Never };
         write_config(instance, &configured)?;
         let args: Vec<OsString> = [
             OsString::from("-D"),
@@ -165,13 +162,13 @@ impl Server {
 
     /// Lets it follow another server, or none, without a restart.
     pub(super) async fn follow(&mut self, upstream: Option<&Upstream>) -> Result<()> {
-        self.configure(Configured { upstream: upstream.cloned(), synchronous: None }).await
+        self.configure(Configured { upstream: upstream.cloned(), commits: Commits::Never }).await
     }
 
     /// Lets commits wait for a standby, or for none.
     pub(super) async fn set_synchronous(&mut self, standby: Option<&ComponentName>) -> Result<()> {
         let upstream = self.configured.upstream.clone();
-        self.configure(Configured { upstream, synchronous: standby.cloned() }).await
+        self.configure(Configured { upstream, commits: Commits::new(standby) }).await
     }
 
     async fn configure(&mut self, configured: Configured) -> Result<()> {
@@ -272,14 +269,25 @@ impl Server {
         }
     }
 
+    /// What a standby has replayed, once that is all that lies on its disk.
+    pub(super) async fn replayed_all(&self) -> Result<Option<Lsn>> {
+        // It waits for more only when it has come to the end.
+        let sql = "SELECT pg_last_wal_replay_lsn()::text FROM pg_stat_activity
+                   WHERE backend_type = 'startup'
+                     AND wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval')";
+        let row = self.session()?.row("say what it has replayed", sql).await?;
+        row.and_then(|row| row.get::<_, Option<String>>(0)).map(|text| lsn(&text)).transpose()
+    }
+
     /// Makes it a primary. The caller holds the lease of `epoch`.
     pub(super) async fn promote(
         &mut self,
         epoch: Epoch,
         synchronous: Option<&ComponentName>,
     ) -> Result<()> {
-        // Whom commits wait for is settled before there can be a commit, and the reign is on
-        // disk before it begins: a reign is one life of a server, whoever restarts it.
+        // Whom commits wait for is settled before there can be a commit (see `Commits::Never`),
+        // and the reign is on disk before it begins: it is one life of a server, whoever
+        // restarts it.
         self.set_synchronous(synchronous).await?;
         self.instance.layout.begin_reign(epoch)?;
         self.reign = Some(epoch);
@@ -388,7 +396,7 @@ fn write_config(instance: &Instance, configured: &Configured) -> Result<()> {
         passfile: &passfile,
         settings: &instance.settings,
         upstream: configured.upstream.as_ref(),
-        synchronous: configured.synchronous.as_ref(),
+        commits: &configured.commits,
     }
     .render();
     let user = instance.programs.user.as_ref();
@@ -403,10 +411,11 @@ async fn look(session: &Session, reign: Option<Epoch>, furnished: bool) -> Resul
             action,
             "SELECT coalesce(pg_last_wal_receive_lsn(), '0/0')::text,
                     coalesce(pg_last_wal_replay_lsn(), '0/0')::text,
-                    coalesce(w.received_tli, c.timeline_id),
+                    coalesce(w.received_tli, greatest(c.timeline_id, r.min_recovery_end_timeline)),
                     CASE WHEN w.status = 'streaming' THEN w.sender_port END,
                     (extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time) * 1000)::bigint
-             FROM pg_control_checkpoint() c LEFT JOIN pg_stat_wal_receiver w ON true
+             FROM pg_control_checkpoint() c CROSS JOIN pg_control_recovery() r
+             LEFT JOIN pg_stat_wal_receiver w ON true
              WHERE pg_is_in_recovery()",
         )
         .await?;

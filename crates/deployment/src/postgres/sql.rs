@@ -39,7 +39,10 @@ impl Session {
             .user(SUPERUSER)
             .password(password)
             .dbname("postgres")
-            .application_name("resurgam keeper");
+            .application_name("resurgam keeper")
+            // What the keeper makes it makes again where it is lost; it must not wait for a
+            // standby, lest it could not be told that nobody is to be waited for.
+            .options("-c synchronous_commit=local");
         let error = match tokio::time::timeout(PATIENCE, config.connect(NoTls)).await {
             Ok(Ok((client, connection))) => {
                 tokio::spawn(connection);

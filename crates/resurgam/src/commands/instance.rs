@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use resurgam_deployment::local::Spawner;
 use resurgam_deployment::postgres::data::Layout;
 use resurgam_deployment::postgres::keeper::{self, Controller};
 use resurgam_deployment::postgres::server::Instance;
@@ -33,7 +32,6 @@ pub(crate) async fn run(args: InstanceArgs) -> Result<u8, Failure> {
         secrets: Secrets::load(&args.secrets)?,
         database: args.database,
         settings,
-        spawner: Spawner::new()?,
     };
     let controller = Controller { url: args.controller, token };
     keeper::run(instance, controller, shutdown::requested()).await?;

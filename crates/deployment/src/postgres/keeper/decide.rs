@@ -11,6 +11,8 @@ use super::super::wire::{Directive, Order, ServerState, Upstream};
 /// How long a standby whose data fits may fail to stream before it is copied anew. Its primary
 /// may have thrown away what it needs, or its data may be damaged.
 const STREAM_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a standby may fail to start before it is copied anew: its data is damaged.
+const START_PATIENCE: u32 = 4;
 
 /// What is known besides the server's state.
 #[derive(Clone, Debug)]
@@ -29,6 +31,10 @@ pub(super) struct Facts<'a> {
     pub(super) not_streaming_for: Duration,
     /// A rewind was tried since it last streamed.
     pub(super) rewound: bool,
+    /// The data may have gone its own way: it was a primary's, and was not compared since.
+    pub(super) branch: bool,
+    /// How often the server was started since it last took connections.
+    pub(super) starts: u32,
     /// Roles, database and slots have been made sure of in this reign.
     pub(super) furnished: bool,
 }
@@ -49,7 +55,12 @@ pub(super) enum Act {
     /// Start as a standby.
     Start(Option<Upstream>),
     /// Become primary.
-    Promote(Epoch),
+    Promote {
+        /// In this epoch.
+        epoch: Epoch,
+        /// Commits wait for this one.
+        synchronous: Option<ComponentName>,
+    },
     /// Go on as primary in a later epoch.
     Adopt(Epoch),
     /// Let commits wait for a standby, or for none.
@@ -82,16 +93,24 @@ pub(super) fn decide(directive: &Directive, state: &ServerState, facts: &Facts<'
             }
             // A reign is one life of a server. What has ended does not come back under the same
             // epoch: meanwhile another may have been chosen.
-            (ServerState::Stopped, _) if facts.last_reign > directive.epoch => Act::Complain(
-                "it has reigned in a later epoch than the controller knows of: the controller's journal was lost or replaced; bring journal.db back, or move the data of all instances away to begin anew",
-            ),
-            (ServerState::Stopped, _) if facts.last_reign == directive.epoch => Act::Complain(
-                "its server ended during this reign; it waits for the controller's decision",
-            ),
+            (ServerState::Stopped | ServerState::Standby(_), None)
+                if facts.last_reign > directive.epoch =>
+            {
+                Act::Complain(
+                    "it has reigned in a later epoch than the controller knows of: the controller's journal was lost or replaced; bring journal.db back, or move the data of all instances away to begin anew",
+                )
+            }
+            (ServerState::Stopped | ServerState::Standby(_), None)
+                if facts.last_reign == directive.epoch =>
+            {
+                Act::Complain(
+                    "its server ended during this reign; it waits for the controller's decision",
+                )
+            }
             (ServerState::Stopped, _) => Act::Start(None),
             // With a reign already: an earlier try to promote it failed midway.
             (ServerState::Standby(_), reign) if reign <= Some(directive.epoch) => {
-                Act::Promote(directive.epoch)
+                Act::Promote { epoch: directive.epoch, synchronous: synchronous.clone() }
             }
             (ServerState::Standby(_), _) => Act::Complain("the order is older than its reign"),
             (ServerState::Primary(_), None) => Act::Kill,
@@ -116,7 +135,8 @@ pub(super) fn decide(directive: &Directive, state: &ServerState, facts: &Facts<'
         Order::Standby { upstream } => match state {
             _ if facts.reign.is_some() => Act::Kill,
             ServerState::Absent => Act::Copy(upstream.clone()),
-            ServerState::Stopped => Act::Start(Some(upstream.clone())),
+            ServerState::Stopped if facts.starts >= START_PATIENCE => Act::Copy(upstream.clone()),
+            ServerState::Stopped => Act::Start((!facts.branch).then(|| upstream.clone())),
             ServerState::Primary(_) => Act::Kill,
             ServerState::Unknown | ServerState::Starting | ServerState::Unresponsive { .. } => {
                 Act::Nothing
@@ -129,7 +149,8 @@ pub(super) fn decide(directive: &Directive, state: &ServerState, facts: &Facts<'
                 }
                 match facts.kinship {
                     Some(Kinship::Diverged) if !facts.rewound => Act::Rewind(upstream.clone()),
-                    Some(Kinship::Diverged) => Act::Copy(upstream.clone()),
+                    Some(Kinship::Diverged | Kinship::Namesake) => Act::Copy(upstream.clone()),
+                    None if facts.branch => Act::Nothing,
                     _ if facts.upstream != Some(upstream) => Act::Follow(upstream.clone()),
                     Some(Kinship::Fits) if facts.not_streaming_for > STREAM_PATIENCE => {
                         Act::Copy(upstream.clone())
@@ -163,6 +184,8 @@ mod tests {
             kinship: None,
             not_streaming_for: Duration::ZERO,
             rewound: false,
+            branch: false,
+            starts: 0,
             furnished: true,
         }
     }
@@ -221,7 +244,7 @@ mod tests {
                     let act = decide(&directive(order.clone()), &state, &facts(reign));
                     let may = matches!(order, Order::Primary { .. });
                     match act {
-                        Act::Promote(epoch) | Act::Adopt(epoch) => {
+                        Act::Promote { epoch, .. } | Act::Adopt(epoch) => {
                             assert!(may && epoch == Epoch(2), "{order:?} {state:?}");
                             assert!(reign <= Some(2));
                         }
@@ -242,6 +265,9 @@ mod tests {
         let fallen = Facts { last_reign: Epoch(2), ..facts(None) };
         let act = decide(&order(2), &ServerState::Stopped, &fallen);
         assert!(matches!(act, Act::Complain(_)), "{act:?}");
+        // Nor by way of having been a standby meanwhile.
+        let act = decide(&order(2), &states().remove(5), &fallen);
+        assert!(matches!(act, Act::Complain(_)), "{act:?}");
         assert_eq!(decide(&order(3), &ServerState::Stopped, &fallen), Act::Start(None));
     }
 
@@ -260,7 +286,25 @@ mod tests {
         assert_eq!(decide(&order, &standby, &diverged), Act::Rewind(upstream.clone()));
         let again = Facts { rewound: true, ..diverged };
         assert_eq!(decide(&order, &standby, &again), Act::Copy(upstream.clone()));
+        let namesake = Facts { kinship: Some(Kinship::Namesake), ..following.clone() };
+        assert_eq!(decide(&order, &standby, &namesake), Act::Copy(upstream.clone()));
         let fits = Facts { kinship: Some(Kinship::Fits), ..following };
         assert_eq!(decide(&order, &standby, &fits), Act::Copy(upstream.clone()));
+        let broken = Facts { starts: START_PATIENCE, ..facts(None) };
+        assert_eq!(decide(&order, &ServerState::Stopped, &broken), Act::Copy(upstream.clone()));
+    }
+
+    #[test]
+    fn data_that_was_a_primarys_is_compared_before_it_follows() {
+        let order = directive(Order::Standby { upstream: upstream() });
+        let branch = Facts { branch: true, ..facts(None) };
+        assert_eq!(decide(&order, &ServerState::Stopped, &branch), Act::Start(None));
+        let standby = states().remove(5);
+        assert_eq!(decide(&order, &standby, &branch), Act::Nothing);
+        let fits = Facts { kinship: Some(Kinship::Fits), ..branch };
+        assert_eq!(decide(&order, &standby, &fits), Act::Follow(upstream()));
+        let replica = facts(None);
+        assert_eq!(decide(&order, &ServerState::Stopped, &replica), Act::Start(Some(upstream())));
+        assert_eq!(decide(&order, &standby, &replica), Act::Follow(upstream()));
     }
 }

@@ -67,7 +67,11 @@ impl Lease {
 
     /// Whether a promotion may begin in this epoch.
     pub(super) fn suffices(&self, epoch: Epoch) -> bool {
-        self.lock().is_some_and(|(of, until)| of == epoch && until.left() > ENOUGH)
+        let burning = self.lock();
+        let ordered = self.directive.borrow().as_ref().is_some_and(|directive| {
+            directive.epoch == epoch && matches!(directive.order, Order::Primary { .. })
+        });
+        ordered && burning.is_some_and(|(of, until)| of == epoch && until.left() > ENOUGH)
     }
 
     /// Puts the fuse out, unless the latest directive is to be primary. Only to be called when

@@ -22,7 +22,7 @@ use super::data::evict;
 use super::history::Kinship;
 use super::rebuild;
 use super::server::{Instance, Server};
-use super::wire::{Directive, Observed, Order, ServerState, Upstream};
+use super::wire::{Directive, Observed, Order, ServerState, StandbyState, Upstream};
 use crate::Result;
 use decide::{Act, Facts, decide};
 use lease::Lease;
@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often to look while something is about to happen.
 const LOOK_SOON: Duration = Duration::from_millis(10);
 /// How often to ask the primary about its history while not streaming.
-const ASK_HISTORY_EVERY: Duration = Duration::from_millis(300);
+const ASK_HISTORY_EVERY: Duration = Duration::from_millis(100);
 /// The pause after an act that failed.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -69,6 +69,7 @@ pub async fn run(
         asked_history: None,
         kinship: None,
         rewound: false,
+        starts: 0,
         problem: None,
     };
     tokio::select! {
@@ -92,6 +93,7 @@ struct Keeper {
     asked_history: Option<Instant>,
     kinship: Option<Kinship>,
     rewound: bool,
+    starts: u32,
     problem: Option<String>,
 }
 
@@ -105,6 +107,17 @@ impl Keeper {
                 self.wait(LOOK_EVERY).await;
                 continue;
             };
+            if matches!(state, ServerState::Standby(_) | ServerState::Primary(_)) {
+                self.starts = 0;
+            }
+            // Also of one that somebody else has promoted.
+            let layout = &self.server.instance().layout;
+            if matches!(state, ServerState::Primary(_))
+                && !layout.is_branch()
+                && let Err(error) = layout.begin_branch()
+            {
+                self.problem = Some(chain(&error));
+            }
             self.learn(&directive, &state).await;
             let act = decide(&directive, &state, &self.facts());
             let doing = long_act(&act);
@@ -177,6 +190,8 @@ impl Keeper {
             kinship: self.kinship,
             not_streaming_for: self.last_streamed.elapsed(),
             rewound: self.rewound,
+            branch: self.server.instance().layout.is_branch(),
+            starts: self.starts,
             furnished: self.server.furnished(),
         }
     }
@@ -201,16 +216,31 @@ impl Keeper {
             return;
         }
         self.asked_history = Some(Instant::now());
-        let kinship =
-            rebuild::kinship(self.server.instance(), upstream, standby.timeline, standby.replayed)
-                .await;
-        self.kinship = match kinship {
-            Ok(kinship) => Some(kinship),
+        self.kinship = match self.compare(upstream, standby).await {
+            Ok(kinship) => kinship,
             Err(error) => {
                 tracing::debug!(error = chain(&error), "ask the primary about its history");
                 None
             }
         };
+    }
+
+    async fn compare(
+        &self,
+        upstream: &Upstream,
+        standby: &StandbyState,
+    ) -> Result<Option<Kinship>> {
+        let instance = self.server.instance();
+        let position = if instance.layout.is_branch() {
+            // What it has not replayed yet may be what the primary never had.
+            match self.server.replayed_all().await? {
+                Some(position) => position,
+                None => return Ok(None),
+            }
+        } else {
+            standby.replayed
+        };
+        rebuild::kinship(instance, upstream, standby.timeline, position).await.map(Some)
     }
 
     fn tell(&self, state: ServerState, carried_out: u64, doing: Option<String>) {
@@ -247,18 +277,24 @@ impl Keeper {
             }
             Act::Create => rebuild::initialise(self.server.instance()).await,
             Act::Start(upstream) => {
+                if self.starts > 0 {
+                    // What ended right after its start may do so again.
+                    tokio::time::sleep(FAILED_PAUSE).await;
+                }
+                self.starts += 1;
                 self.last_streamed = Instant::now();
                 self.server.start(upstream.as_ref()).await
             }
-            Act::Promote(epoch) => {
+            Act::Promote { epoch, synchronous } => {
                 if !self.lease.suffices(epoch) {
                     // The next renewal brings a longer one.
                     tokio::time::sleep(LOOK_SOON).await;
                     return Ok(());
                 }
-                let synchronous = self.ordered_synchronous();
-                self.last_reign = epoch;
-                self.server.promote(epoch, synchronous.as_ref()).await
+                let promoted = self.server.promote(epoch, synchronous.as_ref()).await;
+                // Also when it failed midway.
+                self.last_reign = self.last_reign.max(self.server.reign().unwrap_or_default());
+                promoted
             }
             Act::Adopt(epoch) => {
                 self.last_reign = epoch;
@@ -268,15 +304,15 @@ impl Keeper {
             Act::Furnish(standbys) => self.server.furnish(&standbys).await,
             Act::Follow(upstream) => {
                 self.last_streamed = Instant::now();
+                if self.kinship == Some(Kinship::Fits) {
+                    self.server.instance().layout.end_branch()?;
+                }
                 self.server.follow(Some(&upstream)).await
             }
             Act::Rewind(upstream) => {
                 self.rewound = true;
                 self.server.stop().await;
-                let instance = self.server.instance();
-                instance.layout.begin_rewind()?;
-                rebuild::rewind(instance, &upstream).await?;
-                instance.layout.end_rewind()?;
+                rebuild::rewind(self.server.instance(), &upstream).await?;
                 self.start_following(&upstream).await
             }
             Act::Copy(upstream) => {
@@ -292,14 +328,8 @@ impl Keeper {
     async fn start_following(&mut self, upstream: &Upstream) -> Result<()> {
         self.last_streamed = Instant::now();
         self.kinship = None;
+        self.starts = 1;
         self.server.start(Some(upstream)).await
-    }
-
-    fn ordered_synchronous(&self) -> Option<resurgam_model::ComponentName> {
-        match self.directives.borrow().as_ref().map(|directive| &directive.order) {
-            Some(Order::Primary { synchronous, .. }) => synchronous.clone(),
-            _ => None,
-        }
     }
 }
 
