@@ -87,16 +87,23 @@ fn round(place: &Place, fault: &str) {
 
     let mut up = Up::start(place);
     let status = up.wait_ready(place);
-    let incident = up.closed_incident(place, SCENARIO, &known);
-    let state = incident["state"].as_str().unwrap();
+    // A machine that is very busy may lose the primary once more; that has to end well, too.
+    let all = up.closed_incidents(place, SCENARIO, &known);
     let false_alarm_allowed = fault.ends_with(":confirm");
-    let id = incident["id"].as_str().unwrap();
+    for again in &all[1..] {
+        eprintln!("{fault}: lost once more: {}", again["cause"]);
+    }
+    for incident in &all {
+        let state = incident["state"].as_str().unwrap();
+        let first = incident["id"] == all[0]["id"];
+        assert!(
+            state == "recovered" || (state == "false-alarm" && (false_alarm_allowed || !first)),
+            "{fault}: {all:#?}\n{}",
+            place.logs()
+        );
+    }
+    let id = all[0]["id"].as_str().unwrap();
     let detail = up.get(place, &format!("/v1/incidents/{id}")).unwrap();
-    assert!(
-        state == "recovered" || (state == "false-alarm" && false_alarm_allowed),
-        "{fault}: {detail:#}\n{}",
-        place.logs()
-    );
     assert_eq!(primaries(&status).len(), 1, "{fault}: {status:#}");
     assert_eq!(primaries(&status)[0], status["postgres"]["primary"], "{fault}: {status:#}");
     let step = fault.split_once(':').unwrap().1;

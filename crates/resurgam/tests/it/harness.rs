@@ -315,16 +315,22 @@ impl Up {
         }
     }
 
-    /// Waits for an incident of a scenario that is closed and not among `known`.
-    pub(crate) fn closed_incident(&self, place: &Place, scenario: &str, known: &[String]) -> Value {
-        until(&format!("a closed incident of {scenario}"), LONG, place, || {
+    /// Waits until incidents of a scenario that are not among `known` are there and closed; the
+    /// oldest comes first.
+    pub(crate) fn closed_incidents(
+        &self,
+        place: &Place,
+        scenario: &str,
+        known: &[String],
+    ) -> Vec<Value> {
+        until(&format!("closed incidents of {scenario}"), LONG, place, || {
             let all = self.get(place, "/v1/incidents")?;
-            let new = all.as_array()?.iter().find(|incident| {
-                incident["scenario"] == scenario
-                    && incident["state"] != "open"
-                    && !known.iter().any(|id| incident["id"] == *id)
+            let new = all.as_array()?.iter().rev().filter(|incident| {
+                incident["scenario"] == scenario && !known.iter().any(|id| incident["id"] == *id)
             });
-            new.cloned()
+            let new: Vec<_> = new.cloned().collect();
+            let closed = new.iter().all(|incident| incident["state"] != "open");
+            (closed && !new.is_empty()).then_some(new)
         })
     }
 }

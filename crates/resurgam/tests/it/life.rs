@@ -83,7 +83,7 @@ fn a_full_stop_is_recovered_from() {
     place.assert_no_process();
 
     let mut up = Up::start(&place);
-    let incident = up.closed_incident(&place, "full-stop", &[]);
+    let incident = up.closed_incidents(&place, "full-stop", &[]).remove(0);
     assert_eq!(incident["state"], "recovered", "{incident:#}");
     assert!(!incident["restored_at"].is_null(), "{incident:#}");
     let status = up.wait_ready(&place);
