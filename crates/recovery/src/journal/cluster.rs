@@ -1,5 +1,7 @@
 //! Which instance reigns: the record on which fencing rests.
 
+use std::collections::BTreeSet;
+
 use resurgam_model::ComponentName;
 use resurgam_model::database::Epoch;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,10 @@ pub struct ClusterState {
     /// The standby that is sure to have every acknowledged write: the primary waits for it, and
     /// has since before anything was acknowledged that it may lack.
     pub complete: Option<ComponentName>,
+    /// Who has been seen to stream from the present primary: what they have is a part of what it
+    /// has. The data of others may have gone its own way, and be further on it.
+    #[serde(default)]
+    pub followers: BTreeSet<ComponentName>,
     /// Who must stay stopped until a runbook says otherwise: a former primary that has not been
     /// rebuilt.
     pub stopped: Option<ComponentName>,

@@ -32,6 +32,7 @@ struct Watching {
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
     Created,
+    Follows(ComponentName),
     WaitFor(ComponentName),
     Complete(ComponentName),
     Release,
@@ -48,6 +49,15 @@ fn decide(
     let state = &view.state;
     if !state.created {
         return primary.furnished.then_some(Change::Created);
+    }
+    let new = primary
+        .standbys
+        .iter()
+        .filter(|standby| standby.streaming)
+        .filter_map(|standby| ComponentName::new(standby.name.clone()).ok())
+        .find(|name| view.seen.contains_key(name) && !state.followers.contains(name));
+    if let Some(name) = new {
+        return Some(Change::Follows(name));
     }
     let Some(standby) = &state.synchronous else {
         *watching = Watching::default();
@@ -119,6 +129,9 @@ pub async fn care(
                     }
                     match change {
                         Change::Created => state.created = true,
+                        Change::Follows(name) => {
+                            state.followers.insert(name);
+                        }
                         Change::WaitFor(name) => state.synchronous = Some(name),
                         Change::Complete(name) => state.complete = Some(name),
                         Change::Release => {

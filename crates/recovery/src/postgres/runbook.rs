@@ -287,7 +287,9 @@ impl Choose {
         view.seen
             .iter()
             .filter(|(name, seen)| {
-                seen.at.elapsed() < FRESH && view.state.stopped.as_ref() != Some(name)
+                let fits = view.state.followers.contains(*name)
+                    || view.state.complete.as_ref() == Some(name);
+                fits && seen.at.elapsed() < FRESH && view.state.stopped.as_ref() != Some(name)
             })
             .filter_map(|(name, seen)| match &seen.renewal.observed.state {
                 ServerState::Standby(state) => Some(Candidate {
@@ -408,6 +410,7 @@ impl Step for Promote {
             state.epoch = state.epoch.next();
             state.synchronous = None;
             state.complete = None;
+            state.followers.clear();
             if state.stopped.as_ref() == Some(&chosen) {
                 state.stopped = None;
             }
