@@ -7,7 +7,7 @@
 //! that no task is held by the dead, and that the platform works down to its store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use resurgam_deployment::{Component, ComponentKind, Deployment, RunState};
@@ -23,6 +23,8 @@ use crate::runbook::{Done, SoFar, Step, Stop};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(25);
+/// How long a try to verify waits for what is missing.
+const VERIFIED: Duration = Duration::from_secs(50);
 
 /// What the steps work on.
 #[derive(Clone)]
@@ -245,7 +247,8 @@ impl Step for Verify {
     }
 
     fn timeout(&self) -> Duration {
-        Duration::from_secs(60)
+        // Longer than its own patience, so that it can say what is missing.
+        VERIFIED + Duration::from_secs(10)
     }
 
     fn restores_service(&self) -> bool {
@@ -253,6 +256,7 @@ impl Step for Verify {
     }
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
+        let deadline = Instant::now() + VERIFIED;
         loop {
             let missing = match self.missing().await {
                 // The API itself may be what is being recovered.
@@ -262,7 +266,9 @@ impl Step for Verify {
             if missing.is_empty() {
                 break;
             }
-            tracing::debug!(?missing, "not verified yet");
+            if Instant::now() > deadline {
+                return Err(Stop::Retry(missing.join("; ")));
+            }
             tokio::time::sleep(LOOK).await;
         }
         let names: Vec<String> =
