@@ -16,6 +16,7 @@ use resurgam_deployment::postgres::{Programs, Secrets};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Config, NoTls};
 
+use crate::postgres::probe::describe;
 use crate::{Error, Result};
 
 /// The write that nobody may accept.
@@ -202,13 +203,5 @@ async fn write(address: SocketAddr, secrets: &Secrets) -> std::result::Result<()
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(describe(&error)),
         Err(_) => Err("no answer".to_owned()),
-    }
-}
-
-fn describe(error: &tokio_postgres::Error) -> String {
-    match (error.as_db_error(), std::error::Error::source(error)) {
-        (Some(refusal), _) => refusal.message().to_owned(),
-        (None, Some(cause)) => cause.to_string(),
-        (None, None) => error.to_string(),
     }
 }

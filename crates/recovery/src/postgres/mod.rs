@@ -3,15 +3,17 @@
 mod authority;
 mod care;
 mod choose;
+mod database;
 mod diagnosis;
 mod fencing;
-mod probe;
+pub(crate) mod probe;
 mod runbook;
 
 pub use authority::{Authority, Seen, View};
 pub use care::care;
 pub use choose::{Candidate, Choice, choose};
+pub use database::Database;
 pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
 pub use fencing::{Proof, prove};
 pub use probe::{Beat, probe};
-pub use runbook::{Database, SERVICE, is_rerouted, steps};
+pub use runbook::{SERVICE, is_rerouted, steps};

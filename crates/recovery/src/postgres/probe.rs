@@ -160,7 +160,8 @@ async fn write(client: &Client) -> Result<(), tokio_postgres::Error> {
     Ok(())
 }
 
-fn describe(error: &tokio_postgres::Error) -> String {
+/// What went wrong, in the server's words where it had any.
+pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
     match (error.as_db_error(), std::error::Error::source(error)) {
         (Some(refusal), _) => refusal.message().to_owned(),
         (None, Some(cause)) => cause.to_string(),
