@@ -461,3 +461,64 @@ impl Step for Redundancy {
         Ok(Done::now(format!("{} replicates {mode} to {}", chosen, standbys.join(", "))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use resurgam_deployment::postgres::contain::Strength;
+    use resurgam_deployment::postgres::wire::{Observed, Renewal, StandbyState};
+    use resurgam_model::InstanceId;
+    use resurgam_model::database::Lsn;
+
+    use super::super::authority::Seen;
+    use super::*;
+    use crate::journal::cluster::ClusterState;
+
+    fn standby(received: u64) -> Seen {
+        let state = ServerState::Standby(StandbyState {
+            timeline: 3,
+            received: Lsn(received),
+            replayed: Lsn(received),
+            streaming_from: None,
+            silent_ms: None,
+        });
+        let renewal = Renewal {
+            life: InstanceId::new(),
+            fence: Strength::Kernel,
+            address: "127.0.0.1:1".parse().unwrap(),
+            observed: Observed { state, ..Observed::default() },
+            heard: 1,
+            carried_out: 1,
+        };
+        Seen { renewal, at: Instant::now() }
+    }
+
+    #[test]
+    fn data_that_was_never_seen_to_follow_is_no_candidate_however_far_it_is() {
+        let name = |text: &str| ComponentName::new(text).unwrap();
+        let (behind, ahead, stopped) = (name("behind"), name("ahead"), name("stopped"));
+        let mut state = ClusterState { stopped: Some(stopped.clone()), ..ClusterState::default() };
+        state.followers.extend([behind.clone(), stopped.clone()]);
+        let seen = BTreeMap::from([
+            (behind.clone(), standby(100)),
+            (ahead.clone(), standby(900)),
+            (stopped, standby(950)),
+        ]);
+        let mut view = View {
+            state,
+            members: 4,
+            seen,
+            lease: None,
+            reigned: true,
+            since: Instant::now(),
+            samples: vec![],
+        };
+        let names =
+            |view: &View| Choose::candidates(view).into_iter().map(|c| c.name).collect::<Vec<_>>();
+        assert_eq!(names(&view), std::slice::from_ref(&behind));
+        view.state.complete = Some(ahead.clone());
+        assert_eq!(names(&view), [ahead, behind]);
+    }
+}
