@@ -8,6 +8,8 @@ use resurgam_model::{AgentId, Capability, ComponentName, Duration, Scenario};
 use resurgam_platform::Role;
 use resurgam_recovery::drill::FaultKind;
 
+use crate::commands::api::ApiArgs;
+
 /// Run fleets of AI agents, and bring them back when something is lost.
 ///
 /// Without a plan everything is embedded: SQLite, a bus inside it, child processes. With
@@ -199,9 +201,8 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct WorkerArgs {
-    /// Where the API is.
-    #[arg(long, value_name = "URL", env = "RESURGAM_API", default_value = "http://127.0.0.1:7070")]
-    pub(crate) api: String,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
     /// Its name, to be kept over restarts; made from host name and process number if not given.
     #[arg(long)]
     pub(crate) name: Option<AgentId>,

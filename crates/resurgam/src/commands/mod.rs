@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod api;
 pub(crate) mod demo;
 pub(crate) mod drill;
 pub(crate) mod incidents;
