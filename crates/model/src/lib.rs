@@ -12,6 +12,7 @@ pub mod objective;
 pub mod payload;
 pub mod plan;
 pub mod report;
+pub mod role;
 pub mod scenario;
 pub mod task;
 
@@ -22,4 +23,5 @@ pub use id::{
 pub use jiff::Timestamp;
 pub use objective::{Objectives, Severity};
 pub use payload::Payload;
+pub use role::Role;
 pub use scenario::Scenario;

@@ -285,6 +285,28 @@ pub struct TaskCounts {
     pub dead: u64,
 }
 
+/// Which tasks to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskQuery {
+    /// Only those that stand there.
+    pub state: Option<TaskState>,
+    /// Only those of this kind.
+    pub capability: Option<Capability>,
+    /// Only those that came after this one.
+    pub after: Option<TaskId>,
+    /// At most so many; 0 stands for 100, and 1000 is the most.
+    pub limit: u32,
+}
+
+impl TaskQuery {
+    /// The limit that applies.
+    #[must_use]
+    pub fn effective_limit(&self) -> u32 {
+        if self.limit == 0 { 100 } else { self.limit.min(1000) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

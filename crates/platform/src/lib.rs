@@ -1,9 +1,8 @@
-//! The agent platform: registry, task queue, supervisor and workers, the HTTP interface to
-//! them, and the client of that interface.
+//! The agent platform: registry, task queue and supervisor, and the HTTP interface to them.
 //!
 //! - [`serve()`] runs one process of the platform: any set of [`Role`]s over one store.
-//! - [`worker::run`] runs one worker against the interface of such a process.
-//! - [`client::Client`] speaks to it from anywhere.
+//! - [`resurgam_client::worker::run`] runs one worker against the interface of such a process.
+//! - [`resurgam_client::Client`] speaks to it from anywhere.
 //!
 //! # What survives what
 //! All durable state is in the store. Every process here can be killed at any moment and started
@@ -12,15 +11,10 @@
 //! comes too late count for nothing.
 
 mod api;
-pub mod client;
-pub mod problem;
+mod problem;
 mod registry;
-pub mod role;
 pub mod serve;
 mod supervisor;
 mod waiting;
-pub mod wire;
-pub mod worker;
 
-pub use role::Role;
 pub use serve::{ServeSettings, serve};

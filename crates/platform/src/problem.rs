@@ -1,70 +1,34 @@
 //! What the HTTP interface answers when it cannot do what was asked: RFC 9457 problem documents.
 //!
-//! `code` is stable and meant for programs, `detail` is meant for people and may change. A detail
-//! never repeats what the database said: that goes to the log, under the request's id.
+//! A detail never repeats what the database said: that goes to the log, under the request's id.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
-
-/// The media type of problem documents.
-pub const MEDIA_TYPE: &str = "application/problem+json";
+use resurgam_client::chain;
+use resurgam_client::problem::{MEDIA_TYPE, code};
 
 /// Seconds after which a caller may try again, as said in `Retry-After`.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// The codes of problems.
-pub mod code {
-    /// 400: the body is not JSON.
-    pub const MALFORMED_JSON: &str = "malformed-json";
-    /// 422: a field is missing, unknown, or its value is not allowed.
-    pub const INVALID_FIELD: &str = "invalid-field";
-    /// 400: a parameter of the address is not allowed.
-    pub const INVALID_PARAMETER: &str = "invalid-parameter";
-    /// 403: the Host header names another machine.
-    pub const FORBIDDEN_HOST: &str = "forbidden-host";
-    /// 404: there is no such thing.
-    pub const NOT_FOUND: &str = "not-found";
-    /// 404: there is no such path, or this process does not serve it.
-    pub const NO_SUCH_PATH: &str = "no-such-path";
-    /// 405: the path exists, but not with this method.
-    pub const METHOD_NOT_ALLOWED: &str = "method-not-allowed";
-    /// 408: the body did not arrive in time.
-    pub const BODY_TIMEOUT: &str = "body-timeout";
-    /// 409: the agent must register first.
-    pub const UNKNOWN_AGENT: &str = "unknown-agent";
-    /// 413: a payload, or the body as a whole, is over the limit.
-    pub const TOO_LARGE: &str = "too-large";
-    /// 415: the body is not declared as JSON.
-    pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported-media-type";
-    /// 500: a fault of the platform.
-    pub const INTERNAL: &str = "internal";
-    /// 503: the store cannot be used at present.
-    pub const UNAVAILABLE: &str = "unavailable";
-    /// 503: the disk of the store is full.
-    pub const STORAGE_FULL: &str = "storage-full";
-    /// 503: it took too long.
-    pub const TIMEOUT: &str = "timeout";
-    /// 503: the agent registry cannot be reached at present.
-    pub const REGISTRY_UNAVAILABLE: &str = "registry-unavailable";
+/// A problem document that is to be an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem(resurgam_client::problem::Problem);
+
+impl From<resurgam_client::problem::Problem> for Problem {
+    /// What another process of the platform answered is handed on as it is.
+    fn from(problem: resurgam_client::problem::Problem) -> Self {
+        Self(problem)
+    }
 }
 
-/// A problem document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// A URN that ends in the code.
-    #[serde(rename = "type")]
-    pub kind: Cow<'static, str>,
-    /// What it is, always the same for one code.
-    pub title: Cow<'static, str>,
-    /// The HTTP status.
-    pub status: u16,
-    /// What happened and what to do, for people.
-    pub detail: String,
-    /// What it is, for programs: one of [`code`].
-    pub code: Cow<'static, str>,
+impl Deref for Problem {
+    type Target = resurgam_client::problem::Problem;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Problem {
@@ -74,13 +38,13 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self {
+        Self(resurgam_client::problem::Problem {
             kind: format!("urn:resurgam:problem:{code}").into(),
             title: title.into(),
             status: status.as_u16(),
             detail: bounded(detail.into()),
             code: code.into(),
-        }
+        })
     }
 
     pub(crate) fn malformed_json(detail: String) -> Self {
@@ -166,12 +130,6 @@ impl Problem {
             "the agent registry cannot be reached at present; try again",
         )
     }
-
-    /// Whether the same request may succeed later.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        matches!(self.status, 408 | 429 | 502 | 503 | 504)
-    }
 }
 
 /// Details repeat what was sent, so they are cut off.
@@ -186,7 +144,7 @@ fn bounded(detail: String) -> String {
 impl From<resurgam_store::Error> for Problem {
     fn from(error: resurgam_store::Error) -> Self {
         use resurgam_store::Error;
-        let reason = crate::client::chain(&error);
+        let reason = chain(&error);
         match error {
             Error::UnknownAgent(_) => Self::new(
                 StatusCode::CONFLICT,
@@ -225,11 +183,11 @@ impl From<resurgam_bus::Error> for Problem {
         match error {
             resurgam_bus::Error::Store(error) => error.into(),
             error if error.is_transient() => {
-                tracing::warn!(reason = crate::client::chain(&error), "the bus is not available");
+                tracing::warn!(reason = chain(&error), "the bus is not available");
                 Self::unavailable("the message bus cannot be reached at present; try again")
             }
             error => {
-                tracing::error!(reason = crate::client::chain(&error), "the bus failed");
+                tracing::error!(reason = chain(&error), "the bus failed");
                 Self::internal()
             }
         }
@@ -239,7 +197,7 @@ impl From<resurgam_bus::Error> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_string(&self).unwrap_or_default();
+        let body = serde_json::to_string(&self.0).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));

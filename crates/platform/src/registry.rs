@@ -10,10 +10,10 @@
 
 use std::sync::Arc;
 
+use resurgam_client::chain;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::api::App;
-use crate::client::chain;
 
 /// Runs until dropped.
 pub(crate) async fn run(app: Arc<App>) {

@@ -11,17 +11,17 @@ use std::sync::Arc;
 
 use axum::serve::ListenerExt;
 use resurgam_bus::Bus;
-use resurgam_model::Duration;
+use resurgam_client::{Client, Patience, chain};
 use resurgam_model::agent::HeartbeatTerms;
+use resurgam_model::{Duration, Role};
 use resurgam_store::SharedStore;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::api::{self, App, Schema};
-use crate::client::{self, Client, Patience, chain};
 use crate::waiting::Waiting;
-use crate::{Role, registry, supervisor};
+use crate::{registry, supervisor};
 
 /// What a process is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ pub enum Error {
     NoRegistry,
     /// The registry's URL cannot be used.
     #[error("the registry's URL cannot be used: {0}")]
-    RegistryUrl(client::Error),
+    RegistryUrl(resurgam_client::Error),
     /// The listening socket broke.
     #[error("serving failed: {0}")]
     Serve(#[from] io::Error),

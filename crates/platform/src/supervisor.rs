@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
+use resurgam_client::chain;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::api::App;
-use crate::client::chain;
 
 /// So many at once.
 const BATCH: u32 = 500;

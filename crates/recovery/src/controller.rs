@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use resurgam_client::Client;
 use resurgam_deployment::postgres::Secrets;
 use resurgam_deployment::postgres::wire::ServerState;
 use resurgam_deployment::{Component, Deployment, RunState};
 use resurgam_model::plan::{Plan, StoreKind};
 use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
-use resurgam_platform::client::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 

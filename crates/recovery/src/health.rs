@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use resurgam_client::Client;
 use resurgam_model::plan::Detection;
 use resurgam_model::{ComponentName, Timestamp};
-use resurgam_platform::client::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 

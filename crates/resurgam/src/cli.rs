@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use resurgam_model::Role;
 use resurgam_model::{AgentId, Capability, ComponentName, Duration, Scenario};
-use resurgam_platform::Role;
 use resurgam_recovery::drill::FaultKind;
 
 use crate::commands::api::ApiArgs;

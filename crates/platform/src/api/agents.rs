@@ -7,15 +7,14 @@
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
+use resurgam_client::wire::{AgentList, Heartbeats, Known, Life, Welcome, WorkerList};
 use resurgam_model::InstanceId;
 use resurgam_model::agent::{Agent, Registration};
 use serde::Deserialize;
 
 use super::body::{AgentPath, Json, Parameters};
 use super::{Shared, check};
-use crate::client;
 use crate::problem::Problem;
-use crate::wire::{AgentList, Heartbeats, Known, Life, Welcome, WorkerList};
 
 pub(super) async fn register(
     State(app): Shared,
@@ -88,9 +87,9 @@ pub(super) async fn one(
 }
 
 /// What the registry refused is handed on; that it cannot be reached is said so.
-fn from_registry(error: client::Error) -> Problem {
+fn from_registry(error: resurgam_client::Error) -> Problem {
     match error {
-        client::Error::Refused(problem) => *problem,
+        resurgam_client::Error::Refused(problem) => Problem::from(*problem),
         error => {
             tracing::debug!(reason = %error, "the registry does not answer");
             Problem::registry_unavailable()

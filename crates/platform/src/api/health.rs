@@ -6,12 +6,12 @@ use std::fmt::Display;
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
+use resurgam_client::wire::{CheckResult, Health, Readiness};
 use resurgam_model::Duration;
 use tokio::time::Instant;
 
 use super::{Schema, Shared};
 use crate::problem::Problem;
-use crate::wire::{CheckResult, Health, Readiness};
 
 /// Touches nothing but this process: who cannot reach the store is alive all the same, and to
 /// restart it would help nobody.
@@ -55,7 +55,7 @@ pub(super) async fn ready(State(app): Shared) -> (StatusCode, Answer<Readiness>)
 }
 
 fn public(problem: Problem) -> String {
-    problem.detail
+    problem.detail.clone()
 }
 
 async fn measured<T: Display>(

@@ -3,6 +3,7 @@
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
+use resurgam_client::wire::{Acknowledgement, MessageBatch, MessageList};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::{AgentId, Duration};
 use serde::Deserialize;
@@ -11,7 +12,6 @@ use tokio::time::Instant;
 use super::body::{Json, Parameters};
 use super::{Shared, check};
 use crate::problem::Problem;
-use crate::wire::{Acknowledgement, MessageBatch, MessageList};
 
 pub(super) async fn send(
     State(app): Shared,

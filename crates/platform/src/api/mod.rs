@@ -41,12 +41,11 @@ use axum::extract::State;
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use resurgam_bus::Bus;
-use resurgam_model::{AgentId, Capability, Duration};
+use resurgam_client::Client;
+use resurgam_model::{AgentId, Capability, Duration, Role};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
 
-use crate::Role;
-use crate::client::Client;
 use crate::problem::Problem;
 use crate::serve::ServeSettings;
 use crate::waiting::Waiting;

@@ -6,18 +6,19 @@ use axum::Json as Answer;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use resurgam_client::wire::{
+    ClaimRequest, Completions, ExtendRequest, Failures, Leases, Outcomes, Pending, TaskBatch,
+    TaskList,
+};
 use resurgam_model::TaskId;
-use resurgam_model::task::{Claim, Completion, Failure, Lease, NewTask, Outcome, Submitted, Task};
-use resurgam_store::TaskQuery;
+use resurgam_model::task::{
+    Claim, Completion, Failure, Lease, NewTask, Outcome, Submitted, Task, TaskQuery,
+};
 use tokio::time::Instant;
 
 use super::body::{Json, Parameters};
 use super::{App, Shared, check};
 use crate::problem::Problem;
-use crate::wire::{
-    ClaimRequest, Completions, ExtendRequest, Failures, Leases, Outcomes, Pending, TaskBatch,
-    TaskList,
-};
 
 pub(super) async fn submit(
     State(app): Shared,

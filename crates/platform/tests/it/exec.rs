@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::{Duration as StdDuration, Instant};
 
+use resurgam_client::worker::{Exec, Handler, HandlerError};
 use resurgam_model::task::{Lease, TaskState, Token};
 use resurgam_model::{AgentId, Payload, TaskId, Timestamp};
-use resurgam_platform::worker::{Exec, Handler, HandlerError};
 
 use crate::harness::*;
 

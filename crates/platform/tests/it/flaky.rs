@@ -8,11 +8,11 @@ use resurgam_model::agent::{Agent, HeartbeatTerms, Registration};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
+    TaskQuery,
 };
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
 use resurgam_store::{
-    Admin, Check, Error, LeasesOf, Messages, Registered, Registry, Result, SharedStore, TaskQuery,
-    Tasks,
+    Admin, Check, Error, LeasesOf, Messages, Registered, Registry, Result, SharedStore, Tasks,
 };
 
 /// Another store behind a switch. What it says when it is away must not get outside.

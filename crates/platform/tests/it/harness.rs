@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
 use resurgam_bus::EmbeddedBus;
+use resurgam_client::worker::{self, Handler, WorkerSettings};
+use resurgam_client::{Client, Patience};
+use resurgam_model::Role;
 use resurgam_model::agent::{HeartbeatTerms, Registration};
 use resurgam_model::task::{Claim, NewTask, Task, TaskState};
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, Payload, TaskId};
-use resurgam_platform::client::{Client, Patience};
-use resurgam_platform::worker::{self, Handler, WorkerSettings};
-use resurgam_platform::{Role, ServeSettings, serve};
+use resurgam_platform::{ServeSettings, serve};
 use resurgam_store::SharedStore;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

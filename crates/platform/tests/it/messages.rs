@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
+use resurgam_client::worker::Sha256;
+use resurgam_model::Role;
 use resurgam_model::message::NewMessage;
 use resurgam_model::task::TaskState;
 use resurgam_model::{Duration, MessageId, Payload};
-use resurgam_platform::Role;
-use resurgam_platform::worker::Sha256;
 
 use crate::harness::*;
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use resurgam_bus::EmbeddedBus;
+use resurgam_client::worker::Sha256;
+use resurgam_model::Role;
 use resurgam_model::agent::{AgentState, HeartbeatTerms};
 use resurgam_model::task::TaskState;
 use resurgam_model::{Duration, Timestamp};
-use resurgam_platform::worker::Sha256;
-use resurgam_platform::{Role, ServeSettings, serve};
+use resurgam_platform::{ServeSettings, serve};
 
 use crate::flaky::{Flaky, SECRET};
 use crate::harness::*;

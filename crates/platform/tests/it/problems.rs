@@ -1,8 +1,8 @@
 //! What bad requests are answered.
 
 use reqwest::{Method, RequestBuilder};
+use resurgam_model::Role;
 use resurgam_model::{Duration, InstanceId, Payload};
-use resurgam_platform::Role;
 use resurgam_platform::serve::Limits;
 
 use crate::harness::*;

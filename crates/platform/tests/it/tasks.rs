@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
-use resurgam_model::task::{Completion, Failure, LeaseRef, Outcome, TaskState};
+use resurgam_client::worker::Sha256;
+use resurgam_model::task::{Completion, Failure, LeaseRef, Outcome, TaskQuery, TaskState};
 use resurgam_model::{Duration, Payload};
-use resurgam_platform::worker::Sha256;
-use resurgam_store::TaskQuery;
 
 use crate::harness::*;
 
@@ -56,7 +55,7 @@ async fn from_its_handing_in_to_its_result() {
 #[tokio::test]
 async fn a_claim_that_waits_wakes_up_when_a_task_comes() {
     let dir = tempfile::tempdir().unwrap();
-    let mut settings = settings(resurgam_platform::Role::ALL);
+    let mut settings = settings(resurgam_model::Role::ALL);
     // Only the waking inside the process can be fast.
     settings.recheck = Duration::from_secs(3600);
     let server = Server::ready(settings, sqlite(dir.path())).await;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use resurgam_client::worker::{Handler, HandlerError, Sha256};
 use resurgam_model::Payload;
+use resurgam_model::Role;
 use resurgam_model::task::{Lease, TaskState};
-use resurgam_platform::Role;
-use resurgam_platform::worker::{Handler, HandlerError, Sha256};
 use resurgam_store::LeasesOf;
 use tokio::sync::watch;
 

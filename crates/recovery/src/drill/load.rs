@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use resurgam_client::wire::Life;
+use resurgam_client::{Client, Patience};
 use resurgam_model::agent::Registration;
 use resurgam_model::message::Message;
 use resurgam_model::task::NewTask;
 use resurgam_model::{AgentId, Capability, InstanceId, Payload, TaskId, Timestamp};
-use resurgam_platform::client::{Client, Patience};
-use resurgam_platform::wire::Life;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -130,7 +130,7 @@ impl Agent {
     async fn insist<T, F, Fut>(&self, mut call: F) -> T
     where
         F: FnMut(Client) -> Fut,
-        Fut: Future<Output = Result<T, resurgam_platform::client::Error>>,
+        Fut: Future<Output = Result<T, resurgam_client::Error>>,
     {
         let mut backoff = PATIENCE.start();
         loop {

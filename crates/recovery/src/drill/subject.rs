@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use resurgam_client::Client;
 use resurgam_deployment::local::Spawner;
 use resurgam_model::plan::Plan;
 use resurgam_model::{IncidentId, Scenario, Timestamp};
-use resurgam_platform::client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! How a command reaches the API.
 
 use clap::Args;
-use resurgam_platform::client::Client;
+use resurgam_client::Client;
 
 use crate::failure::Failure;
 

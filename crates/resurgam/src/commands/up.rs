@@ -7,12 +7,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use resurgam_client::Client;
 use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Router, Spawner, free_address};
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_deployment::{ComponentKind, Deployment};
 use resurgam_model::ComponentName;
 use resurgam_model::plan::{Drills, Plan, StoreKind};
-use resurgam_platform::client::Client;
 use resurgam_recovery::controller::{Controller, Parts};
 use resurgam_recovery::drill::subject::{ADDRESS_FILE, Address};
 use resurgam_recovery::journal::Journal;

@@ -1,7 +1,7 @@
 //! `resurgam worker`
 
+use resurgam_client::worker::{self, WorkerSettings};
 use resurgam_model::AgentId;
-use resurgam_platform::worker::{self, WorkerSettings};
 
 use crate::cli::WorkerArgs;
 use crate::failure::{Failure, code};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use async_trait::async_trait;
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
-    TaskState, Token,
+    TaskQuery, TaskState, Token,
 };
 use resurgam_model::{AgentId, Capability, Duration, TaskId};
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use super::take_back::{RETURN_EARLIER_LIVES, RETURN_EXPIRED, RETURN_LIFE, return
 use super::task_rows::{self, outcomes, page, read_task, split};
 use super::{PostgresStore, get};
 use crate::column::{micros, millis, parsed, payload, time, unsigned};
-use crate::{Error, LeasesOf, Result, TaskQuery, Tasks};
+use crate::{Error, LeasesOf, Result, Tasks};
 
 #[async_trait]
 impl Tasks for PostgresStore {

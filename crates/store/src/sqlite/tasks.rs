@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, RetryPolicy, Submitted, Task,
-    TaskCounts, TaskState, Token,
+    TaskCounts, TaskQuery, TaskState, Token,
 };
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
@@ -17,7 +17,7 @@ use crate::column::{
     COMPLETED, DEAD, EXPIRED, HOLDER_GONE, completed_body, dead_body, micros, millis, parsed,
     parsed_if, payload, time, time_if, unsigned,
 };
-use crate::{Error, LeasesOf, Result, TaskQuery, Tasks};
+use crate::{Error, LeasesOf, Result, Tasks};
 
 #[async_trait]
 impl Tasks for SqliteStore {

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use resurgam_model::agent::HeartbeatTerms;
-use resurgam_model::task::{LeaseRef, Outcome, TaskState, Token};
+use resurgam_model::task::{LeaseRef, Outcome, TaskQuery, TaskState, Token};
 use resurgam_model::{InstanceId, TaskId};
-use resurgam_store::{LeasesOf, SharedStore, TaskQuery};
+use resurgam_store::{LeasesOf, SharedStore};
 
 use crate::fixture::{
     self, Fixture, HOUR, NOTHING, agent, capability, completion, failure, registration, task,

@@ -1,8 +1,10 @@
 //! The contract of the queue.
 
-use resurgam_model::task::{LeaseRef, Outcome, RetryPolicy, TaskCounts, TaskState, Token};
+use resurgam_model::task::{
+    LeaseRef, Outcome, RetryPolicy, TaskCounts, TaskQuery, TaskState, Token,
+};
 use resurgam_model::{Duration, InstanceId, Payload};
-use resurgam_store::{Error, LeasesOf, TaskQuery};
+use resurgam_store::{Error, LeasesOf};
 
 use crate::fixture::{
     Fixture, HOUR, NOTHING, agent, capability, claimed, completion, failure, lease_ref, no_lease,

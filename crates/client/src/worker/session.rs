@@ -12,11 +12,11 @@ use resurgam_model::agent::HeartbeatTerms;
 use tokio::time::MissedTickBehavior;
 
 use super::{CALL_TIMEOUT, Shared};
-use crate::client::{self, Client, chain};
 use crate::wire::{Life, Welcome};
+use crate::{Client, chain};
 
 /// Registers for the first time, waiting for the platform as long as it takes.
-pub(super) async fn register_first(shared: &Shared) -> client::Result<Welcome> {
+pub(super) async fn register_first(shared: &Shared) -> crate::Result<Welcome> {
     let registration = shared.registration();
     let mut backoff = Shared::patience().start();
     let mut reported = false;
@@ -108,7 +108,7 @@ impl Ways {
         ticks
     }
 
-    async fn heartbeat(&self, life: &[Life]) -> client::Result<bool> {
+    async fn heartbeat(&self, life: &[Life]) -> crate::Result<bool> {
         if let Some(direct) = &self.direct
             && let Ok(known) = direct.heartbeat(life).await
         {

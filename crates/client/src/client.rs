@@ -5,25 +5,20 @@
 //! claim whose answer was lost costs no more than the length of its lease. So a caller survives
 //! an outage by calling again, which is what [`Client::patiently`] does.
 
-mod error;
-mod patience;
-
-pub use error::{Error, chain};
-pub use patience::{Backoff, Patience};
-
 use std::time::Duration as StdDuration;
 
 use reqwest::{Method, Url, header};
 use resurgam_model::agent::{Agent, Registration};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
-    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task,
+    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
 use resurgam_model::{AgentId, Duration, InstanceId, TaskId};
-use resurgam_store::TaskQuery;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::error::{Error, chain};
+use crate::patience::Patience;
 use crate::problem::{Problem, code};
 use crate::wire;
 

@@ -7,10 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use resurgam_model::agent::HeartbeatTerms;
 use resurgam_model::task::{Claim, LeaseRef, TaskCounts};
-use resurgam_model::{AgentId, Capability, Duration, InstanceId};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, Role};
 use serde::{Deserialize, Serialize};
-
-use crate::Role;
 
 macro_rules! lists {
     ($($(#[$meta:meta])* $name:ident $field:ident;)+) => {$(

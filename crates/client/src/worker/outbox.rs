@@ -8,7 +8,7 @@ use resurgam_model::task::{Completion, Failure, LeaseRef, Outcome};
 use tokio::sync::watch;
 
 use super::{CALL_TIMEOUT, Shared};
-use crate::client::{self, Client, chain};
+use crate::{Client, chain};
 
 /// The most reports in one request, and the most bytes of results.
 const BATCH: usize = 256;
@@ -145,9 +145,9 @@ async fn send<'a, T, F>(
     all: &'a [T],
     lease: impl Fn(&T) -> LeaseRef,
     call: impl Fn(&'a [T]) -> F,
-) -> Vec<(&'a T, client::Error)>
+) -> Vec<(&'a T, crate::Error)>
 where
-    F: Future<Output = client::Result<Vec<Outcome>>>,
+    F: Future<Output = crate::Result<Vec<Outcome>>>,
 {
     let mut refused = Vec::new();
     let mut parts = VecDeque::from([all]);
@@ -172,9 +172,9 @@ where
 async fn persistently<'a, T, F>(
     part: &'a [T],
     call: &impl Fn(&'a [T]) -> F,
-) -> client::Result<Vec<Outcome>>
+) -> crate::Result<Vec<Outcome>>
 where
-    F: Future<Output = client::Result<Vec<Outcome>>>,
+    F: Future<Output = crate::Result<Vec<Outcome>>>,
 {
     let mut backoff = Shared::patience().start();
     let mut away = false;
@@ -237,7 +237,7 @@ mod tests {
             |completion| completion.lease,
             |part| async move {
                 if part.iter().any(|completion| completion.result.len() > 5) {
-                    return Err(client::Error::Unsendable("too large".to_owned()));
+                    return Err(crate::Error::Unsendable("too large".to_owned()));
                 }
                 Ok(vec![Outcome::Accepted; part.len()])
             },

@@ -33,7 +33,7 @@ use resurgam_model::{AgentId, Capability, Duration, InstanceId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::client::{self, Client, Patience};
+use crate::{Client, Patience};
 use outbox::Outbox;
 use work::Table;
 
@@ -102,10 +102,10 @@ pub enum Error {
     Settings(String),
     /// The API's URL cannot be used.
     #[error("the API's URL cannot be used: {0}")]
-    Url(#[source] client::Error),
+    Url(#[source] crate::Error),
     /// The platform does not want the worker as it is; asking again cannot help.
     #[error("the registration was refused: {0}")]
-    Refused(#[source] client::Error),
+    Refused(#[source] crate::Error),
     /// The thread that starts programs cannot be made.
     #[error("cannot start the thread that starts programs: {0}")]
     Spawner(#[source] std::io::Error),

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::outbox::Report;
 use super::{CALL_TIMEOUT, Handler, HandlerError, Shared};
-use crate::client::{self, chain};
+use crate::chain;
 use crate::problem::code;
 
 /// The tasks that are being worked on.
@@ -210,7 +210,7 @@ fn lost(shared: &Shared, leases: &[LeaseRef], outcomes: &[Outcome]) {
     }
 }
 
-fn log(error: &client::Error) {
+fn log(error: &crate::Error) {
     if error.is_transient() {
         tracing::debug!(reason = chain(error), "leases could not be extended; trying again");
     } else {

@@ -1,0 +1,17 @@
+//! What agents written in Rust depend on: the client of Resurgam's HTTP interface, the types that
+//! travel over it, and the worker runtime.
+//!
+//! - [`Client`] makes calls, and [`Patience`] says how long it repeats them.
+//! - [`worker::run`] claims tasks, has a [`worker::Handler`] work on them, and reports.
+//! - [`wire`] has the bodies of requests and answers, [`problem`] those of refusals.
+
+mod client;
+mod error;
+mod patience;
+pub mod problem;
+pub mod wire;
+pub mod worker;
+
+pub use client::{Client, Result};
+pub use error::{Error, chain};
+pub use patience::{Backoff, Patience};
