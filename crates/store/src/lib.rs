@@ -17,10 +17,14 @@
 
 mod column;
 mod error;
+mod figures;
+mod meters;
 pub mod postgres;
 pub mod sqlite;
 
 pub use error::Error;
+pub use figures::{Figures, Queue, Snapshot};
+pub use meters::Meters;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,9 +43,9 @@ use serde::{Deserialize, Serialize};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The whole seam.
-pub trait Store: Tasks + Registry + Messages + Admin {}
+pub trait Store: Tasks + Registry + Messages + Figures + Admin {}
 
-impl<T: Tasks + Registry + Messages + Admin> Store for T {}
+impl<T: Tasks + Registry + Messages + Figures + Admin> Store for T {}
 
 /// A store that many can share.
 pub type SharedStore = Arc<dyn Store>;

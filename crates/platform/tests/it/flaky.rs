@@ -12,7 +12,8 @@ use resurgam_model::task::{
 };
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
 use resurgam_store::{
-    Admin, Check, Error, LeasesOf, Messages, Registered, Registry, Result, SharedStore, Tasks,
+    Admin, Check, Error, Figures, LeasesOf, Messages, Meters, Registered, Registry, Result,
+    SharedStore, Tasks,
 };
 
 /// Another store behind a switch. What it says when it is away must not get outside.
@@ -76,6 +77,17 @@ through! {
         fn send(&self, messages: &[NewMessage]) -> ();
         fn receive(&self, agent: &AgentId, after: Option<i64>, limit: u32) -> Vec<Message>;
         fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> ();
+    }
+}
+
+#[async_trait]
+impl Figures for Flaky {
+    async fn figures(&self) -> Result<Snapshot> {
+        self.store()?.figures().await
+    }
+
+    fn meters(&self) -> &Meters {
+        self.store.meters()
     }
 }
 

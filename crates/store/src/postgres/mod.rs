@@ -5,6 +5,7 @@
 //! operations can wait for each other.
 
 mod connect;
+mod figures;
 mod messages;
 mod migrations;
 mod registry;
@@ -24,7 +25,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use self::connect::{Host, Race};
-use crate::{Admin, Check, Error, Result};
+use crate::{Admin, Check, Error, Meters, Result};
 
 /// How to reach the servers and how long to wait for them.
 #[derive(Clone, PartialEq, Eq)]
@@ -62,6 +63,7 @@ pub struct PostgresStore {
     refusals: connect::Refusals,
     /// Grows when connections made so far must not be used again.
     generation: AtomicU64,
+    meters: Meters,
 }
 
 impl PostgresStore {
@@ -90,7 +92,14 @@ impl PostgresStore {
             .build()
             .map_err(|error| Error::Settings(error.to_string()))?;
         let timeout = settings.timeout;
-        Ok(Self { pool, timeout, hosts, refusals, generation: AtomicU64::new(0) })
+        Ok(Self {
+            pool,
+            timeout,
+            hosts,
+            refusals,
+            generation: AtomicU64::new(0),
+            meters: Meters::default(),
+        })
     }
 }
 

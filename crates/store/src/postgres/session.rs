@@ -26,6 +26,7 @@ pub(super) struct Session<'s> {
     deadline: Instant,
     timeout: Duration,
     generation: u64,
+    began: std::time::Instant,
 }
 
 impl PostgresStore {
@@ -40,17 +41,32 @@ impl PostgresStore {
         action: &'static str,
         timeout: Duration,
     ) -> Result<Session<'_>> {
+        let began = std::time::Instant::now();
         let deadline = Instant::now() + timeout;
         let generation = self.generation.load(Ordering::Acquire);
-        let connection = match timeout_at(deadline, self.pool.get()).await {
-            Ok(Ok(connection)) => Some(connection),
-            Ok(Err(PoolError::Backend(_))) => return Err(self.no_writable_host()),
-            Ok(Err(PoolError::Timeout(_))) | Err(_) => {
-                return Err(Error::Timeout(resurgam_model::Duration(timeout)));
+        let error = match timeout_at(deadline, self.pool.get()).await {
+            Ok(Ok(connection)) => {
+                let connection = Some(connection);
+                let store = self;
+                return Ok(Session {
+                    store,
+                    connection,
+                    action,
+                    deadline,
+                    timeout,
+                    generation,
+                    began,
+                });
             }
-            Ok(Err(_)) => return Err(Error::Closed),
+            Ok(Err(PoolError::Backend(_))) => self.no_writable_host(),
+            Ok(Err(PoolError::Timeout(_))) | Err(_) => {
+                Error::Timeout(resurgam_model::Duration(timeout))
+            }
+            Ok(Err(_)) => Error::Closed,
         };
-        Ok(Session { store: self, connection, action, deadline, timeout, generation })
+        self.meters.operation(action, began);
+        self.meters.error(action, &error);
+        Err(error)
     }
 
     /// An operation of one statement.
@@ -111,26 +127,29 @@ impl Session<'_> {
         &self,
         run: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T> {
-        match timeout_at(self.deadline, run).await {
-            Ok(Ok(value)) => Ok(value),
+        let error = match timeout_at(self.deadline, run).await {
+            Ok(Ok(value)) => return Ok(value),
             Ok(Err(source)) => {
                 if server_is_lost(&source) {
                     self.store.look_again();
                 }
-                Err(told(self.action, source))
+                told(self.action, source)
             }
             Err(_) => {
                 // The server may be frozen. To find that out anew on each connection would cost
                 // a whole timeout each.
                 self.store.look_again();
-                Err(Error::Timeout(resurgam_model::Duration(self.timeout)))
+                Error::Timeout(resurgam_model::Duration(self.timeout))
             }
-        }
+        };
+        self.store.meters.error(self.action, &error);
+        Err(error)
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
+        self.store.meters.operation(self.action, self.began);
         if let Some(connection) = self.connection.take() {
             drop(Object::take(connection));
         }

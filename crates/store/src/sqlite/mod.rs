@@ -5,6 +5,7 @@
 
 mod connection;
 mod fault;
+mod figures;
 mod messages;
 mod migrations;
 mod readers;
@@ -13,6 +14,7 @@ mod tasks;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use resurgam_model::Timestamp;
@@ -23,13 +25,14 @@ use uuid::Uuid;
 use self::fault::Fault;
 use self::readers::Readers;
 use self::writer::Writer;
-use crate::{Admin, Check, Error, Result};
+use crate::{Admin, Check, Error, Meters, Result};
 
 /// A store in a SQLite file.
 pub struct SqliteStore {
     path: PathBuf,
     writer: Writer,
     readers: Readers,
+    meters: Arc<Meters>,
 }
 
 impl SqliteStore {
@@ -41,10 +44,12 @@ impl SqliteStore {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let connection = connection::open_writer(path)?;
+        let meters = Arc::<Meters>::default();
         Ok(Self {
             path: path.to_owned(),
-            writer: Writer::start(connection)?,
-            readers: Readers::new(path),
+            writer: Writer::start(connection, Arc::clone(&meters))?,
+            readers: Readers::new(path, Arc::clone(&meters)),
+            meters,
         })
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::Semaphore;
 
 use super::connection;
 use super::fault::{Fault, during};
-use crate::{Error, Result};
+use crate::{Error, Meters, Result};
 
 /// Most readings at once.
 const READERS: usize = 4;
@@ -18,19 +19,32 @@ pub(super) struct Readers {
     path: PathBuf,
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<Connection>>>,
+    meters: Arc<Meters>,
 }
 
 impl Readers {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path, meters: Arc<Meters>) -> Self {
         Self {
             path: path.to_owned(),
             permits: Arc::new(Semaphore::new(READERS)),
             idle: Arc::default(),
+            meters,
         }
     }
 
     /// Runs a request on one state of the database, without waiting for the writer.
     pub(super) async fn run<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        request: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let began = Instant::now();
+        let result = self.read(action, request).await;
+        self.meters.outcome(action, began, &result);
+        result
+    }
+
+    async fn read<T: Send + 'static>(
         &self,
         action: &'static str,
         request: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,

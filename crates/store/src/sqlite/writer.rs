@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::fault::{Fault, copy, failed};
-use crate::{Error, Result};
+use crate::{Error, Meters, Result};
 
 /// Most requests in one transaction.
 const BATCH: usize = 512;
@@ -31,17 +32,19 @@ type Job = Box<dyn FnOnce(Result<&Connection>) -> (Answer, bool) + Send>;
 /// The way to the thread. The thread ends when this is dropped.
 pub(super) struct Writer {
     jobs: Sender<Job>,
+    meters: Arc<Meters>,
 }
 
 impl Writer {
     /// Starts the thread.
-    pub(super) fn start(connection: Connection) -> Result<Self> {
+    pub(super) fn start(connection: Connection, meters: Arc<Meters>) -> Result<Self> {
         let (jobs, queue) = channel();
+        let counted = Arc::clone(&meters);
         std::thread::Builder::new()
             .name("sqlite-writer".to_owned())
-            .spawn(move || work(&connection, &queue))
+            .spawn(move || work(&connection, &queue, &counted))
             .map_err(|error| Error::Settings(format!("cannot start the writer thread: {error}")))?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, meters })
     }
 
     /// Runs a request and waits until it is durable. A caller that stops waiting does not stop
@@ -51,8 +54,11 @@ impl Writer {
         action: &'static str,
         request: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
+        let began = Instant::now();
         let (tell, told) = oneshot::channel();
+        let meters = Arc::clone(&self.meters);
         let job: Job = Box::new(move |connection| {
+            meters.writer_queue.dec();
             let result = match connection {
                 Ok(connection) => request(connection).map_err(|fault| fault.during(action)),
                 Err(error) => Err(error),
@@ -64,12 +70,15 @@ impl Writer {
             });
             (answer, keep)
         });
+        self.meters.writer_queue.inc();
         self.jobs.send(job).map_err(|_| Error::Closed)?;
-        told.await.map_err(|_| Error::Closed)?
+        let result = told.await.map_err(|_| Error::Closed).flatten();
+        self.meters.outcome(action, began, &result);
+        result
     }
 }
 
-fn work(connection: &Connection, queue: &Receiver<Job>) {
+fn work(connection: &Connection, queue: &Receiver<Job>, meters: &Meters) {
     let mut waiting = VecDeque::new();
     loop {
         if waiting.is_empty() {
@@ -78,13 +87,18 @@ fn work(connection: &Connection, queue: &Receiver<Job>) {
                 Err(_) => return,
             }
         }
-        commit_together(connection, queue, &mut waiting);
+        commit_together(connection, queue, &mut waiting, meters);
     }
 }
 
 /// One transaction. Requests that could not be run because the transaction broke before their
 /// turn stay in `waiting`.
-fn commit_together(connection: &Connection, queue: &Receiver<Job>, waiting: &mut VecDeque<Job>) {
+fn commit_together(
+    connection: &Connection,
+    queue: &Receiver<Job>,
+    waiting: &mut VecDeque<Job>,
+    meters: &Meters,
+) {
     if let Err(error) = execute(connection, "BEGIN IMMEDIATE") {
         // All that have queued up meanwhile would only wait out the same lock one by one.
         waiting.extend(queue.try_iter().take(BATCH));
@@ -112,6 +126,7 @@ fn commit_together(connection: &Connection, queue: &Receiver<Job>, waiting: &mut
         None => execute(connection, "COMMIT"),
         Some(error) => Err(error),
     };
+    meters.writer_batch.observe_size(answers.len());
     if let Err(error) = &ended {
         tracing::warn!(%error, requests = answers.len(), "a SQLite transaction failed");
         if !connection.is_autocommit() {
@@ -185,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_fails_or_panics_takes_nothing_else_with_it() {
-        let writer = Writer::start(memory()).unwrap();
+        let writer = Writer::start(memory(), Arc::default()).unwrap();
         let panics = writer.run("panic", |c| {
             c.execute("INSERT INTO t VALUES (7)", [])?;
             if c.changes() == 1 {
@@ -209,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_breaks_the_transaction_is_told_to_all_in_it_and_the_rest_goes_on() {
-        let writer = Writer::start(memory()).unwrap();
+        let writer = Writer::start(memory(), Arc::default()).unwrap();
         // Holds the thread until the others have queued up, so that they share a transaction.
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let hold = writer.run("hold", move |_| {
@@ -234,7 +249,7 @@ mod tests {
         let connection = memory();
         // To SQLite a file that may not grow is a disk that is full.
         connection.query_row("PRAGMA max_page_count = 4", [], |_| Ok(())).unwrap();
-        let writer = Writer::start(connection).unwrap();
+        let writer = Writer::start(connection, Arc::default()).unwrap();
         insert(&writer, 1).await.unwrap();
         let big = writer.run("fill", |c| {
             c.execute("INSERT INTO t VALUES (zeroblob(1000000))", [])?;
@@ -263,7 +278,7 @@ mod tests {
                 false
             }))
             .unwrap();
-        let writer = Writer::start(connection).unwrap();
+        let writer = Writer::start(connection, Arc::default()).unwrap();
         insert(&writer, 1).await.unwrap();
         drop(writer);
         told.await.unwrap();

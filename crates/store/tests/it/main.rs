@@ -11,6 +11,7 @@
 
 mod admin;
 mod concurrency;
+mod figures;
 mod fixture;
 mod lease_model;
 mod messages;
