@@ -13,7 +13,7 @@ use resurgam_model::task::{
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
 use resurgam_store::{
     Admin, Check, Error, Figures, LeasesOf, Messages, Meters, Registered, Registry, Result,
-    SharedStore, Tasks,
+    SharedStore, Snapshot, Tasks,
 };
 
 /// Another store behind a switch. What it says when it is away must not get outside.
