@@ -5,9 +5,8 @@
 //! claim whose answer was lost costs no more than the length of its lease. So a caller survives
 //! an outage by calling again, which is what [`Client::patiently`] does.
 
-use std::time::Duration as StdDuration;
-
-use reqwest::{Method, Url, header};
+use bytes::Bytes;
+use http::Method;
 use resurgam_model::agent::{Agent, Registration};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
@@ -16,8 +15,11 @@ use resurgam_model::task::{
 use resurgam_model::{AgentId, Duration, InstanceId, TaskId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use url::Url;
 
-use crate::error::{Error, chain};
+use crate::builder::{self, ClientBuilder};
+use crate::error::Error;
+use crate::http::Http;
 use crate::patience::Patience;
 use crate::problem::{Problem, code};
 use crate::wire;
@@ -25,39 +27,47 @@ use crate::wire;
 /// What calls return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// How long a call may take, beyond what it was asked to wait.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A client of one server. Cloning is cheap, and clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    http: Http,
     base: Url,
     timeout: Duration,
 }
 
 impl Client {
-    /// A client of the server at `base_url`, such as `http://127.0.0.1:7070`.
+    /// A client of the server at `base_url`, such as `http://127.0.0.1:7070`, without a token.
     ///
     /// # Errors
-    /// [`Error::Url`] when that is not an `http` address.
+    /// [`Error::Url`] when that is no address to call, [`Error::Option`] when it is an `https`
+    /// address and the system trusts nobody.
     pub fn new(base_url: &str) -> Result<Self> {
-        let wrong = |why: String| Error::Url { url: base_url.to_owned(), why };
-        let mut base = Url::parse(base_url).map_err(|error| wrong(error.to_string()))?;
-        if base.scheme() != "http" {
-            return Err(wrong("only http is spoken; there is no TLS yet".to_owned()));
+        Self::builder(base_url).build()
+    }
+
+    /// The options of a client of the server at `base_url`, an `http` or `https` address.
+    #[must_use]
+    pub fn builder(base_url: impl Into<String>) -> ClientBuilder {
+        ClientBuilder::new(base_url.into())
+    }
+
+    pub(crate) fn from_parts(http: Http, base: Url, timeout: Duration) -> Self {
+        Self { http, base, timeout }
+    }
+
+    /// The same client, with the same token and certificates, of another server of the same
+    /// platform.
+    ///
+    /// # Errors
+    /// [`Error::Url`] when that is no address to call, or one without TLS while this one has it:
+    /// the token would go over the network in the clear.
+    pub fn at(&self, base_url: &str) -> Result<Self> {
+        let base = builder::address(base_url)?;
+        if self.base.scheme() == "https" && base.scheme() != "https" {
+            let why = "it has no TLS, and the platform was addressed with TLS".to_owned();
+            return Err(Error::Url { url: base_url.to_owned(), why });
         }
-        if !base.path().ends_with('/') {
-            base.set_path(&format!("{}/", base.path()));
-        }
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(StdDuration::from_secs(2))
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|error| wrong(chain(&error)))?;
-        Ok(Self { http, base, timeout: DEFAULT_TIMEOUT })
+        Ok(Self { base, ..self.clone() })
     }
 
     /// The same client with another bound on each call; waiting that was asked for comes on top.
@@ -284,7 +294,7 @@ impl Client {
         url: Url,
         body: Option<&B>,
         wait: Duration,
-    ) -> Result<(u16, Vec<u8>)> {
+    ) -> Result<(u16, Bytes)> {
         let (status, body) = self.raw(method, url, body, wait).await?;
         if (200..300).contains(&status) { Ok((status, body)) } else { Err(refusal(status, &body)) }
     }
@@ -295,27 +305,11 @@ impl Client {
         url: Url,
         body: Option<&B>,
         wait: Duration,
-    ) -> Result<(u16, Vec<u8>)> {
+    ) -> Result<(u16, Bytes)> {
         let timeout = self.timeout.0.saturating_add(wait.0);
-        let mut request = self.http.request(method, url).timeout(timeout);
-        if let Some(body) = body {
-            let json = serde_json::to_vec(body).map_err(|e| Error::Unsendable(e.to_string()))?;
-            request = request.header(header::CONTENT_TYPE, "application/json").body(json);
-        }
-        let failed = |error: reqwest::Error| self.unanswered(&error, timeout);
-        let response = request.send().await.map_err(failed)?;
-        let status = response.status().as_u16();
-        let body = response.bytes().await.map_err(failed)?;
-        Ok((status, body.into()))
-    }
-
-    fn unanswered(&self, error: &reqwest::Error, timeout: StdDuration) -> Error {
-        let url = self.base.to_string();
-        if error.is_timeout() && !error.is_connect() {
-            return Error::Timeout { url, after: Duration(timeout) };
-        }
-        let cause = std::error::Error::source(error);
-        Error::Unreachable { url, why: cause.map_or_else(|| error.to_string(), chain) }
+        let json = body.map(serde_json::to_vec).transpose();
+        let json = json.map_err(|error| Error::Unsendable(error.to_string()))?;
+        self.http.exchange(method, &url, json, timeout).await
     }
 }
 
@@ -339,14 +333,6 @@ fn refusal(status: u16, body: &[u8]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_checked_before_anything_is_sent() {
-        assert!(Client::new("http://127.0.0.1:1/base").is_ok());
-        for bad in ["", "127.0.0.1:80", "https://127.0.0.1", "file:///etc/passwd"] {
-            assert!(matches!(Client::new(bad), Err(Error::Url { .. })), "{bad}");
-        }
-    }
 
     #[tokio::test]
     async fn nobody_listening_is_transient_and_patience_ends() {

@@ -16,6 +16,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// An option of the client cannot be used.
+    #[error("{what} cannot be used: {why}")]
+    Option {
+        /// Which one.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Nobody answered, or the connection broke: the call may or may not have taken effect.
     #[error("{url} does not answer: {why}")]
     Unreachable {
@@ -56,7 +64,7 @@ impl Error {
             Self::Unreachable { .. } | Self::Timeout { .. } => true,
             Self::Refused(problem) => problem.is_transient(),
             Self::Unreadable { status, .. } => matches!(status, 429 | 502 | 503 | 504),
-            Self::Url { .. } | Self::Unsendable(_) => false,
+            Self::Url { .. } | Self::Option { .. } | Self::Unsendable(_) => false,
         }
     }
 

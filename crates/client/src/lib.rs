@@ -5,13 +5,17 @@
 //! - [`worker::run`] claims tasks, has a [`worker::Handler`] work on them, and reports.
 //! - [`wire`] has the bodies of requests and answers, [`problem`] those of refusals.
 
+mod builder;
 mod client;
 mod error;
+mod http;
 mod patience;
 pub mod problem;
+mod tls;
 pub mod wire;
 pub mod worker;
 
+pub use builder::ClientBuilder;
 pub use client::{Client, Result};
 pub use error::{Error, chain};
 pub use patience::{Backoff, Patience};

@@ -96,7 +96,7 @@ impl Ways {
         let bound = Duration(self.terms.expire_after.0 / 3).min(CALL_TIMEOUT);
         self.api = self.api.clone().with_timeout(bound);
         if let Some(url) = welcome.registry {
-            self.direct = Client::new(&url).ok();
+            self.direct = self.api.at(&url).ok();
         }
         self.direct = self.direct.take().map(|client| client.with_timeout(bound));
     }
