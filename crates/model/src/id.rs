@@ -55,6 +55,8 @@ uuid_id! {
     IncidentId;
     /// One execution of a runbook.
     RunId;
+    /// A token that lets somebody in; the id is no secret.
+    TokenId;
 }
 
 /// Why a name was refused.
@@ -144,6 +146,8 @@ name_id! {
     Capability "capability";
     /// A component of the deployment: `dotnetagents-api`, `postgres-0`, `worker-pool-2`.
     ComponentName "component name";
+    /// What people call a token: `ci`, `team-a`.
+    TokenName "token name";
 }
 
 #[cfg(test)]

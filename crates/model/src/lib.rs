@@ -3,6 +3,7 @@
 //! Everything here is a plain value. Nothing does I/O, reads a clock or keeps global state, so
 //! that every decision built on these types can be tested without a machine around it.
 
+pub mod access;
 pub mod agent;
 pub mod database;
 pub mod duration;
@@ -18,7 +19,8 @@ pub mod task;
 
 pub use duration::Duration;
 pub use id::{
-    AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId,
+    AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId, TokenId,
+    TokenName,
 };
 pub use jiff::Timestamp;
 pub use objective::{Objectives, Severity};

@@ -15,6 +15,7 @@
 //! database does best: `FOR UPDATE SKIP LOCKED` in one, a single writer with group commit in
 //! the other.
 
+pub mod access;
 mod column;
 mod error;
 mod figures;
@@ -22,6 +23,7 @@ mod meters;
 pub mod postgres;
 pub mod sqlite;
 
+pub use access::{Access, AuditQuery};
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
 pub use meters::Meters;
@@ -43,9 +45,9 @@ use serde::{Deserialize, Serialize};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The whole seam.
-pub trait Store: Tasks + Registry + Messages + Figures + Admin {}
+pub trait Store: Tasks + Registry + Messages + Access + Figures + Admin {}
 
-impl<T: Tasks + Registry + Messages + Figures + Admin> Store for T {}
+impl<T: Tasks + Registry + Messages + Access + Figures + Admin> Store for T {}
 
 /// A store that many can share.
 pub type SharedStore = Arc<dyn Store>;

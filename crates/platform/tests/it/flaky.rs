@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use resurgam_model::access::{
+    AccessToken, AuditEntry, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
+};
 use resurgam_model::agent::{Agent, HeartbeatTerms, Registration};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
     TaskQuery,
 };
-use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId, TokenId};
 use resurgam_store::{
-    Admin, Check, Error, Figures, LeasesOf, Messages, Meters, Registered, Registry, Result,
-    SharedStore, Snapshot, Tasks,
+    Access, Admin, AuditQuery, Check, Error, Figures, LeasesOf, Messages, Meters, Registered,
+    Registry, Result, SharedStore, Snapshot, Tasks,
 };
 
 /// Another store behind a switch. What it says when it is away must not get outside.
@@ -77,6 +80,18 @@ through! {
         fn send(&self, messages: &[NewMessage]) -> ();
         fn receive(&self, agent: &AgentId, after: Option<i64>, limit: u32) -> Vec<Message>;
         fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> ();
+    }
+    Access {
+        fn create_token(&self, token: &NewAccessToken, hash: &TokenHash, by: &str) -> AccessToken;
+        fn token_by_hash(&self, hash: &TokenHash) -> Option<AccessToken>;
+        fn list_tokens(&self, after: Option<TokenId>, limit: u32) -> Vec<AccessToken>;
+        fn revoke_token(&self, id: TokenId) -> Option<AccessToken>;
+        fn access_generation(&self) -> i64;
+        fn tokens_used(&self, ids: &[TokenId]) -> ();
+        fn record_audit(&self, entries: &[NewAuditEntry]) -> Vec<i64>;
+        fn finish_audit(&self, sequence: i64, outcome: AuditOutcome, detail: Option<&str>) -> ();
+        fn audit_log(&self, query: &AuditQuery) -> Vec<AuditEntry>;
+        fn prune_access(&self, keep: Duration, limit: u32) -> u64;
     }
 }
 

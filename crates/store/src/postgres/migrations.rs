@@ -6,7 +6,10 @@ use super::{PostgresStore, get};
 use crate::{Error, Result};
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/postgres/0001_initial.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/postgres/0001_initial.sql"),
+    include_str!("../../migrations/postgres/0004_access.sql"),
+];
 
 /// A migration may have to rewrite a table, and wait for another process that does.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -4,6 +4,7 @@
 //! order, agents before tasks before mailboxes and each kind by its id, so that no two
 //! operations can wait for each other.
 
+mod access;
 mod connect;
 mod figures;
 mod messages;

@@ -6,7 +6,10 @@ use super::fault::Fault;
 use crate::Error;
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/sqlite/0001_initial.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/sqlite/0001_initial.sql"),
+    include_str!("../../migrations/sqlite/0004_access.sql"),
+];
 
 /// Runs inside the writer's immediate transaction: of several processes that start at once, one
 /// does it and the others find it done.

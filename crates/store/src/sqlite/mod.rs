@@ -3,6 +3,7 @@
 //! Any number of processes may have the file open. Within each, one thread writes and a few
 //! connections read; requests that come close together share a commit.
 
+mod access;
 mod connection;
 mod fault;
 mod figures;

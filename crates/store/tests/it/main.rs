@@ -9,6 +9,7 @@
     reason = "a test that fails may panic; clippy exempts only the test functions themselves"
 )]
 
+mod access;
 mod admin;
 mod concurrency;
 mod figures;
