@@ -50,6 +50,9 @@ pub struct Exec {
     spawner: Spawner,
 }
 
+/// Environment variables with tokens of the platform.
+const SECRETS: [&str; 2] = ["RESURGAM_TOKEN", "RESURGAM_INTERNAL_TOKEN"];
+
 impl Exec {
     /// A program and its arguments.
     ///
@@ -79,6 +82,10 @@ impl Exec {
             .env("RESURGAM_TASK_ATTEMPT", lease.attempt.to_string())
             .env("RESURGAM_TASK_TOKEN", lease.token.to_string())
             .env("RESURGAM_CAPABILITY", lease.capability.as_str());
+        // What the worker may do is not for the program, which may be anything, to do.
+        for secret in SECRETS {
+            command.env_remove(secret);
+        }
         command
     }
 }

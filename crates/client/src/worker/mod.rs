@@ -33,15 +33,15 @@ use resurgam_model::{AgentId, Capability, Duration, InstanceId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::{Client, Patience};
+use crate::{Client, ClientBuilder, Patience};
 use outbox::Outbox;
 use work::Table;
 
 /// What a worker is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct WorkerSettings {
-    /// The URL of the API.
-    pub api: String,
+    /// The way to the API.
+    pub api: ClientBuilder,
     /// Its name, stable over restarts.
     pub id: AgentId,
     /// What it can do.
@@ -64,7 +64,7 @@ impl WorkerSettings {
     /// A worker with these capabilities, all else by default.
     #[must_use]
     pub fn new(
-        api: impl Into<String>,
+        api: impl Into<ClientBuilder>,
         id: AgentId,
         capabilities: impl IntoIterator<Item = Capability>,
     ) -> Self {
@@ -100,8 +100,8 @@ pub enum Error {
     /// A setting makes no sense.
     #[error("{0}")]
     Settings(String),
-    /// The API's URL cannot be used.
-    #[error("the API's URL cannot be used: {0}")]
+    /// The way to the API cannot be used.
+    #[error("the API cannot be called: {0}")]
     Url(#[source] crate::Error),
     /// The platform does not want the worker as it is; asking again cannot help.
     #[error("the registration was refused: {0}")]
@@ -157,7 +157,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     check(&settings)?;
-    let client = Client::new(&settings.api).map_err(Error::Url)?.with_timeout(CALL_TIMEOUT);
+    let client = settings.api.clone().timeout(CALL_TIMEOUT).build().map_err(Error::Url)?;
     let shared = Arc::new(Shared {
         client,
         settings,

@@ -31,14 +31,14 @@ pub(super) async fn ready(State(app): Shared) -> (StatusCode, Answer<Readiness>)
         if let Schema::Pending(why) = schema {
             return Err(why.to_owned());
         }
-        app.store.check().await.map(|found| found.location).map_err(|error| public(error.into()))
+        app.store.check().await.map(|found| found.location).map_err(|error| public(&error.into()))
     };
     let bus = async {
         let schema = app.migrated.borrow().clone();
         if let Schema::Pending(why) = schema {
             return Err(why.to_owned());
         }
-        app.bus.check().await.map(|()| "it can be used").map_err(|error| public(error.into()))
+        app.bus.check().await.map(|()| "it can be used").map_err(|error| public(&error.into()))
     };
     let (store, bus) = tokio::join!(
         measured(app.store.kind(), timeout, store),
@@ -54,7 +54,7 @@ pub(super) async fn ready(State(app): Shared) -> (StatusCode, Answer<Readiness>)
     (code, Answer(Readiness { status: status.to_owned(), checks }))
 }
 
-fn public(problem: Problem) -> String {
+fn public(problem: &Problem) -> String {
     problem.detail.clone()
 }
 

@@ -19,7 +19,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
             "nothing built in can do {unknown}; name the program that can with --exec"
         )));
     }
-    let mut settings = WorkerSettings::new(args.api.url, name, args.capabilities);
+    let mut settings = WorkerSettings::new(args.api.builder()?, name, args.capabilities);
     settings.concurrency = args.concurrency;
     settings.lease = args.lease;
     settings.exec = args.exec;
