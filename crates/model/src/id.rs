@@ -57,6 +57,8 @@ uuid_id! {
     RunId;
     /// A token that lets somebody in; the id is no secret.
     TokenId;
+    /// A workflow that was started.
+    WorkflowId;
 }
 
 /// Why a name was refused.

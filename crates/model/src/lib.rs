@@ -20,7 +20,7 @@ pub mod task;
 pub use duration::Duration;
 pub use id::{
     AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId, TokenId,
-    TokenName,
+    TokenName, WorkflowId,
 };
 pub use jiff::Timestamp;
 pub use objective::{Objectives, Severity};
