@@ -7,7 +7,9 @@
 
 use bytes::Bytes;
 use http::Method;
-use resurgam_model::agent::{Agent, Registration};
+use resurgam_model::agent::{
+    Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, Heartbeat, Registration,
+};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskQuery,
@@ -173,16 +175,53 @@ impl Client {
     }
 
     /// Signs of life. False for an agent that must register again.
-    pub async fn heartbeat(&self, agents: &[wire::Life]) -> Result<Vec<bool>> {
+    pub async fn heartbeat(&self, agents: &[Heartbeat]) -> Result<Vec<bool>> {
         let answer: wire::Known<_> =
             self.post("agents/heartbeat", &wire::Heartbeats { agents }).await?;
         Ok(answer.known)
     }
 
-    /// All agents, gone ones too.
-    pub async fn agents(&self) -> Result<Vec<Agent>> {
-        let answer: wire::AgentList<_> = self.get("agents", &[]).await?;
-        Ok(answer.agents)
+    /// A page of the agents that match, gone ones too unless a state is asked for.
+    pub async fn agents(&self, query: &AgentQuery) -> Result<AgentPage> {
+        let mut parameters = vec![("limit".to_owned(), query.effective_limit().to_string())];
+        let mut add = |name: &str, value: String| parameters.push((name.to_owned(), value));
+        query.capability.iter().for_each(|capability| add("capability", capability.to_string()));
+        query.state.iter().for_each(|state| add("state", state.to_string()));
+        query.labels.iter().for_each(|(name, value)| add(&format!("label.{name}"), value.clone()));
+        if query.sort == AgentOrder::Load {
+            add("sort", "load".to_owned());
+        }
+        query.after.iter().for_each(|after| add("after", after.to_string()));
+        let parameters: Vec<_> = parameters.iter().map(|(n, v)| (&**n, v.clone())).collect();
+        let answer: wire::AgentList = self.get("agents", &parameters).await?;
+        let next = answer.next.as_deref().map(|next| AgentCursor::parse(next, query.sort));
+        let next = next.transpose().map_err(|why| Error::Unreadable { status: 200, why })?;
+        Ok(AgentPage { agents: answer.agents, next })
+    }
+
+    /// All agents that match, page by page.
+    pub async fn all_agents(&self, query: &AgentQuery) -> Result<Vec<Agent>> {
+        let mut query = AgentQuery { limit: 1000, ..query.clone() };
+        let mut all = Vec::new();
+        loop {
+            let page = self.agents(&query).await?;
+            all.extend(page.agents);
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Has an agent take nothing new; it finishes what it has. None if there is no such agent.
+    pub async fn drain(&self, id: &AgentId, reason: Option<&str>) -> Result<Option<Agent>> {
+        let reason = reason.map(str::to_owned);
+        found(self.post("agents/drain", &wire::DrainRequest { id: id.clone(), reason }).await)
+    }
+
+    /// Has an agent take tasks again. None if there is no such agent.
+    pub async fn resume(&self, id: &AgentId) -> Result<Option<Agent>> {
+        found(self.post("agents/resume", &wire::ResumeRequest { id: id.clone() }).await)
     }
 
     /// One agent, if there is such a one.
@@ -198,8 +237,18 @@ impl Client {
 
     /// The agents that take tasks.
     pub async fn workers(&self) -> Result<Vec<Agent>> {
-        let answer: wire::WorkerList<_> = self.get("workers", &[]).await?;
-        Ok(answer.workers)
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let mut parameters = vec![("limit", "1000".to_owned())];
+            parameters.extend(after.map(|after| ("after", after)));
+            let answer: wire::WorkerList = self.get("workers", &parameters).await?;
+            all.extend(answer.workers);
+            after = answer.next;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// Sends messages.

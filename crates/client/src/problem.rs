@@ -29,6 +29,8 @@ pub mod code {
     pub const BODY_TIMEOUT: &str = "body-timeout";
     /// 409: the agent must register first.
     pub const UNKNOWN_AGENT: &str = "unknown-agent";
+    /// 409: the agent is known, but is given no tasks at present.
+    pub const AGENT_NOT_AVAILABLE: &str = "agent-not-available";
     /// 413: a payload, or the body as a whole, is over the limit.
     pub const TOO_LARGE: &str = "too-large";
     /// 415: the body is not declared as JSON.

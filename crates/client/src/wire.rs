@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use resurgam_model::agent::HeartbeatTerms;
+use resurgam_model::agent::{Agent, HeartbeatTerms};
 use resurgam_model::task::{Claim, LeaseRef, TaskCounts};
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, Role};
 use serde::{Deserialize, Serialize};
@@ -42,10 +42,6 @@ lists! {
     Heartbeats agents;
     /// Whether each agent is known, in order; one that is not must register again.
     Known known;
-    /// What `GET /agents` answers.
-    AgentList agents;
-    /// What `GET /workers` answers.
-    WorkerList workers;
     /// `POST /messages`.
     #[serde(deny_unknown_fields)]
     MessageBatch messages;
@@ -53,14 +49,43 @@ lists! {
     MessageList messages;
 }
 
-/// One life of an agent.
+/// What `GET /agents` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentList {
+    /// The agents of this page.
+    pub agents: Vec<Agent>,
+    /// What to give as `after` for the next page; none at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// What `GET /workers` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerList {
+    /// The agents of this page that take tasks.
+    pub workers: Vec<Agent>,
+    /// What to give as `after` for the next page; none at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// `POST /agents/drain`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Life {
-    /// The agent.
+pub struct DrainRequest {
+    /// The agent that is to take nothing new.
     pub id: AgentId,
-    /// Its life.
-    pub instance: InstanceId,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `POST /agents/resume`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// The agent that is to take tasks again.
+    pub id: AgentId,
 }
 
 /// `POST /tasks/claim`.

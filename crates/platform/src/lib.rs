@@ -11,6 +11,7 @@
 //! comes too late count for nothing.
 
 mod api;
+mod heartbeats;
 mod problem;
 mod registry;
 pub mod serve;

@@ -152,6 +152,12 @@ impl From<resurgam_store::Error> for Problem {
                 "The agent is not registered",
                 error.to_string(),
             ),
+            Error::NoTasks { .. } => Self::new(
+                StatusCode::CONFLICT,
+                code::AGENT_NOT_AVAILABLE,
+                "The agent is given no tasks",
+                error.to_string(),
+            ),
             Error::DiskFull(_) => {
                 tracing::error!(reason, "the disk of the store is full");
                 let detail = "no space is left for the database; nothing was lost, but nothing \

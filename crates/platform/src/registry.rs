@@ -1,19 +1,25 @@
-//! Declares silent agents gone, without ever taking its own blindness for their silence.
+//! Declares silent agents gone, without ever taking its own blindness for their silence, and
+//! removes those that are gone for long.
 //!
 //! While the registry, or the store under it, is away, nobody's heartbeat can be written down. So
 //! after its start, after each outage of the store and after a time in which this process was not
 //! run at all (frozen, or the machine asleep), everybody first gets as long as they are allowed
-//! to be silent.
+//! to be silent: for each look, the store is told for how long heartbeats could be recorded
+//! without interruption, and spares whoever may be silent for longer.
 //!
 //! Crash behaviour: nothing is kept here. Who is gone is in the store, and an agent's leases go
-//! back to the queue in the same transaction.
+//! back to the queue in the same transaction. Several may run at once.
 
 use std::sync::Arc;
 
 use resurgam_client::chain;
+use resurgam_model::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::api::App;
+
+/// So many are looked at in one transaction.
+const BATCH: u32 = 1000;
 
 /// Runs until dropped.
 pub(crate) async fn run(app: Arc<App>) {
@@ -21,44 +27,50 @@ pub(crate) async fn run(app: Arc<App>) {
     let mut ticks = tokio::time::interval(terms.every.0.max(std::time::Duration::from_millis(10)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = Instant::now();
-    let mut not_before = last + terms.expire_after.0;
+    let mut watching_since = last;
     let mut blind = false;
     loop {
         ticks.tick().await;
         let now = Instant::now();
         if now.duration_since(last) > terms.expire_after.0 / 2 {
-            not_before = now + terms.expire_after.0;
+            watching_since = now;
         }
-        last = now;
-        if now < not_before {
-            continue;
-        }
-        let outcome = if blind {
+        if blind && app.store.check().await.is_ok() {
             // Only when the store is back does the time of grace begin.
-            app.store.check().await.map(|_| Vec::new())
-        } else {
-            app.store.expire(&terms).await
-        };
-        match outcome {
-            Ok(_) if blind => {
-                tracing::info!("the store is back; heartbeats count again");
-                blind = false;
-                not_before = Instant::now() + terms.expire_after.0;
-            }
-            Ok(gone) => {
-                for agent in &gone {
-                    tracing::warn!(%agent, "no heartbeat: the agent is gone, its leases returned");
-                }
-                app.tasks_returned(gone.len() as u64);
-            }
-            Err(error) => {
-                if !blind {
-                    tracing::warn!(reason = chain(&error), "cannot judge heartbeats");
-                }
-                blind = true;
-            }
+            tracing::info!("the store is back; heartbeats count again");
+            blind = false;
+            watching_since = Instant::now();
+        }
+        if !blind {
+            blind = !look(&app, watching_since).await;
         }
         // The calls above may have taken long; that is no time in which nobody looked.
         last = Instant::now();
+    }
+}
+
+/// Looks at all whose time has come. False when the store cannot be used.
+async fn look(app: &App, watching_since: Instant) -> bool {
+    loop {
+        let watched = Duration(watching_since.elapsed());
+        match app.store.expire(watched, app.settings.forget_gone, BATCH).await {
+            Ok(expired) => {
+                for agent in &expired.gone {
+                    tracing::warn!(%agent, "no heartbeat: the agent is gone, its leases returned");
+                }
+                if expired.removed > 0 {
+                    let count = expired.removed;
+                    tracing::info!(count, "agents were gone for long and are forgotten");
+                }
+                app.tasks_returned(expired.gone.len() as u64);
+                if expired.seen < u64::from(BATCH) {
+                    return true;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(reason = chain(&error), "cannot judge heartbeats");
+                return false;
+            }
+        }
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::api::{self, App, Schema};
+use crate::heartbeats::{self, Heartbeats};
 use crate::waiting::Waiting;
 use crate::{registry, supervisor};
 
@@ -36,6 +37,8 @@ pub struct ServeSettings {
     pub limits: Limits,
     /// How often agents must show themselves.
     pub heartbeat: HeartbeatTerms,
+    /// How long an agent that is gone is remembered.
+    pub forget_gone: Duration,
     /// How often it looks for what other processes put into the store.
     pub recheck: Duration,
     /// How often the supervisor looks for expired leases.
@@ -56,6 +59,7 @@ impl ServeSettings {
             registry_url: None,
             limits: Limits::default(),
             heartbeat: HeartbeatTerms::default(),
+            forget_gone: Duration::from_secs(24 * 3600),
             recheck: Duration::from_millis(200),
             sweep: Duration::from_millis(250),
             check_timeout: Duration::from_secs(1),
@@ -162,6 +166,7 @@ pub async fn serve(
         "the database is not ready yet; the request had no effect, try again",
     ));
     let drain = settings.drain;
+    let (heartbeats, beats) = Heartbeats::new();
     let app = Arc::new(App {
         settings,
         store,
@@ -169,12 +174,14 @@ pub async fn serve(
         registry,
         claims: Waiting::default(),
         readers: Waiting::default(),
+        heartbeats,
         migrated,
         closing: closed.clone(),
     });
     // Aborted when this function ends or is dropped.
     let mut background = JoinSet::new();
     background.spawn(prepare(Arc::clone(&app), schema));
+    background.spawn(heartbeats::run(Arc::clone(&app), beats));
 
     let listener = listener.tap_io(|stream| {
         // Without it an answer may wait for the other side's acknowledgement.

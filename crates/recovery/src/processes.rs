@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use resurgam_deployment::{Component, ComponentKind, Deployment, RunState};
-use resurgam_model::agent::AgentState;
+use resurgam_model::agent::{AgentQuery, AgentState};
 use resurgam_model::plan::Detection;
-use resurgam_model::{ComponentName, Scenario, Timestamp};
+use resurgam_model::{AgentId, ComponentName, Scenario, Timestamp};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -211,7 +211,7 @@ impl Verify {
             .into_iter()
             .filter(|component| component.kind == ComponentKind::Worker)
             .collect();
-        let agents = processes.platform.client().agents().await?;
+        let client = processes.platform.client();
         // A registry that came back must have heard of them in its present life.
         let registry = components
             .iter()
@@ -219,11 +219,14 @@ impl Verify {
             .and_then(|component| component.started_at)
             .unwrap_or_default();
         for worker in &workers {
-            let agent = agents.iter().find(|agent| agent.id.as_str() == worker.name.as_str());
+            let agent = match AgentId::new(worker.name.as_str()) {
+                Ok(id) => client.agent(&id).await?,
+                Err(_) => None,
+            };
             let started = worker.started_at.unwrap_or_default();
             // The database keeps times in microseconds, the deployment in nanoseconds.
             let present = agent.is_some_and(|agent| {
-                agent.state == AgentState::Available
+                matches!(agent.state, AgentState::Available | AgentState::Busy)
                     && agent.registered_at.as_millisecond() + 1 >= started.as_millisecond()
                     && agent.seen_at.as_millisecond() + 1 >= registry.as_millisecond()
             });
@@ -231,8 +234,9 @@ impl Verify {
                 missing.push(format!("{} is not registered again", worker.name));
             }
         }
-        for agent in &agents {
-            if agent.state == AgentState::Gone && agent.running > 0 {
+        let gone = AgentQuery { state: Some(AgentState::Gone), ..AgentQuery::default() };
+        for agent in client.all_agents(&gone).await? {
+            if agent.running > 0 {
                 missing.push(format!("{} is gone and holds {} tasks", agent.id, agent.running));
             }
         }

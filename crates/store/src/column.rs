@@ -1,5 +1,6 @@
 //! What both adapters do to get values in and out of columns.
 
+use resurgam_model::agent::{AgentQuery, AgentState, Heartbeat, OwnState};
 use resurgam_model::{Duration, Payload, TaskId, Timestamp};
 
 use crate::{Error, Result};
@@ -90,4 +91,56 @@ pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
 /// A list or map from a text column.
 pub(crate) fn from_json<T: serde::de::DeserializeOwned>(json: &str) -> Result<T> {
     serde_json::from_str(json).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+/// Where an agent stands, from the column `state` and whether all its places are taken.
+pub(crate) fn agent_state(state: &str, full: bool) -> Result<AgentState> {
+    match state {
+        "available" if full => Ok(AgentState::Busy),
+        "available" => Ok(AgentState::Available),
+        "draining" => Ok(AgentState::Draining),
+        "unhealthy" => Ok(AgentState::Unhealthy),
+        "gone" => Ok(AgentState::Gone),
+        other => Err(Error::Corrupt(format!("the agent state {other:?}"))),
+    }
+}
+
+/// What stands in the column `state` for it, and whether all places are taken if that matters.
+pub(crate) fn agent_state_column(state: AgentState) -> (Option<&'static str>, Option<bool>) {
+    match state {
+        AgentState::Available => (Some("available"), Some(false)),
+        AgentState::Busy => (Some("available"), Some(true)),
+        AgentState::Draining => (Some("draining"), None),
+        AgentState::Unhealthy => (Some("unhealthy"), None),
+        AgentState::Gone => (Some("gone"), None),
+    }
+}
+
+/// Which numbers of free places a list by load is about, from the least to the most.
+pub(crate) fn free_range(query: &AgentQuery) -> (i64, i64) {
+    let (least, most) = match query.state {
+        None => (0, i64::MAX),
+        Some(AgentState::Available) => (1, i64::MAX),
+        Some(AgentState::Busy) => (0, 0),
+        Some(AgentState::Draining | AgentState::Unhealthy | AgentState::Gone) => (-1, -1),
+    };
+    let after = query.after.as_ref().and_then(|after| after.free);
+    (least, after.map_or(most, |after| after.min(most)))
+}
+
+/// Why a list by load was refused.
+pub(crate) const NO_ORDER: &str = "agents are in the order of their load only for one capability";
+
+/// What an agent says of its own state, as it is kept, and how many places it says are taken.
+/// One that is busy is available with all places taken.
+pub(crate) fn own_state(beat: &Heartbeat) -> (Option<&'static str>, Option<i64>) {
+    let load = beat.load.map(i64::from);
+    match beat.state {
+        None => (None, load),
+        // Takes back a `busy` said before.
+        Some(OwnState::Available) => (Some("available"), load.or(Some(0))),
+        Some(OwnState::Busy) => (Some("available"), load.or(Some(i64::from(u32::MAX)))),
+        Some(OwnState::Draining) => (Some("draining"), load),
+        Some(OwnState::Unhealthy) => (Some("unhealthy"), load),
+    }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong in the store, and whether trying again can help.
 
 use resurgam_model::AgentId;
+use resurgam_model::agent::AgentState;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +10,14 @@ pub enum Error {
     /// The agent has to register (again) before it can claim.
     #[error("agent {0} is not registered; register it before it claims tasks")]
     UnknownAgent(AgentId),
+    /// The agent is known, but is given no tasks at present.
+    #[error("agent {agent} is {state} and is given no tasks")]
+    NoTasks {
+        /// Which one.
+        agent: AgentId,
+        /// Where it stands.
+        state: AgentState,
+    },
     /// A later version of the program has changed the schema.
     #[error(
         "the database has schema version {found}, but this program knows only up to {known}; run a newer resurgam"
@@ -63,6 +72,7 @@ impl Error {
         match self {
             Self::NoWritableHost(_) | Self::Timeout(_) | Self::DiskFull(_) | Self::Closed => true,
             Self::UnknownAgent(_)
+            | Self::NoTasks { .. }
             | Self::NewerSchema { .. }
             | Self::Settings(_)
             | Self::Corrupt(_) => false,

@@ -21,18 +21,19 @@ mod error;
 mod figures;
 mod meters;
 pub mod postgres;
+mod registry;
 pub mod sqlite;
 
 pub use access::{Access, AuditQuery};
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
 pub use meters::Meters;
+pub use registry::{Expired, Order, Registered, Registry};
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use resurgam_model::agent::{Agent, HeartbeatTerms, Registration};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
@@ -131,40 +132,6 @@ pub enum LeasesOf {
     Life(InstanceId),
     /// Those that earlier lives took, given the present one.
     EarlierLives(InstanceId),
-}
-
-/// The registry of agents.
-#[async_trait]
-pub trait Registry: Send + Sync + 'static {
-    /// Registers an agent. Under the same instance it refreshes the entry and brings a gone
-    /// agent back; under a new instance it also returns the leases of earlier lives to the
-    /// queue, in the same transaction.
-    async fn register(&self, registration: &Registration) -> Result<Registered>;
-
-    /// Signs of life. Answers one word per agent, in order: false when the agent must register
-    /// again, because it is unknown, counts as gone, or lives another life.
-    async fn heartbeat(&self, agents: &[(AgentId, InstanceId)]) -> Result<Vec<bool>>;
-
-    /// Declares those gone that have not been seen for `terms.expire_after`, and returns their
-    /// leases in the same transaction.
-    async fn expire(&self, terms: &HeartbeatTerms) -> Result<Vec<AgentId>>;
-
-    /// Takes an agent that leaves in order out of the registry and returns its leases. An agent
-    /// that is unknown, or lives another life, is left alone.
-    async fn deregister(&self, agent: &AgentId, instance: InstanceId) -> Result<()>;
-
-    /// One agent.
-    async fn agent(&self, id: &AgentId) -> Result<Option<Agent>>;
-
-    /// Agents in the order of their names, gone ones too.
-    async fn agents(&self) -> Result<Vec<Agent>>;
-}
-
-/// The answer to a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registered {
-    /// Leases of earlier lives that went back to the queue.
-    pub leases_returned: u64,
 }
 
 /// Durable mailboxes, one per agent: what the embedded bus is made of.

@@ -54,6 +54,10 @@ pub struct WorkerSettings {
     pub exec: Option<Vec<String>>,
     /// Free labels for the registry.
     pub labels: BTreeMap<String, String>,
+    /// The version of its software, for the registry.
+    pub version: Option<String>,
+    /// How often it wants to show itself, if that is less often than the registry asks for.
+    pub heartbeat: Option<Duration>,
     /// How long one claim waits for a task.
     pub wait: Duration,
     /// How long running tasks may take to finish when the worker is to end.
@@ -76,6 +80,8 @@ impl WorkerSettings {
             lease: Duration::from_secs(10),
             exec: None,
             labels: BTreeMap::new(),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            heartbeat: None,
             wait: Duration::from_secs(10),
             grace: Duration::from_secs(20),
         }
@@ -136,6 +142,8 @@ impl Shared {
             capabilities: self.settings.capabilities.clone(),
             capacity: self.settings.concurrency,
             labels: self.settings.labels.clone(),
+            version: self.settings.version.clone(),
+            heartbeat: self.settings.heartbeat,
         }
     }
 

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use resurgam_model::Duration;
-use resurgam_model::agent::HeartbeatTerms;
+use resurgam_model::agent::{Heartbeat, HeartbeatTerms};
 use tokio::time::MissedTickBehavior;
 
 use super::{CALL_TIMEOUT, Shared};
-use crate::wire::{Life, Welcome};
+use crate::wire::Welcome;
 use crate::{Client, chain};
 
 /// Registers for the first time, waiting for the platform as long as it takes.
@@ -42,7 +42,7 @@ pub(super) async fn register_first(shared: &Shared) -> crate::Result<Welcome> {
 
 /// Gives signs of life, and registers again whenever the registry does not know this life.
 pub(super) async fn keep(shared: Arc<Shared>, welcome: Welcome) {
-    let life = [Life { id: shared.settings.id.clone(), instance: shared.instance }];
+    let life = [Heartbeat::new(shared.settings.id.clone(), shared.instance)];
     let mut ways = Ways::new(&shared, welcome);
     let mut ticks = ways.interval();
     let mut away = false;
@@ -108,7 +108,7 @@ impl Ways {
         ticks
     }
 
-    async fn heartbeat(&self, life: &[Life]) -> crate::Result<bool> {
+    async fn heartbeat(&self, life: &[Heartbeat]) -> crate::Result<bool> {
         if let Some(direct) = &self.direct
             && let Ok(known) = direct.heartbeat(life).await
         {

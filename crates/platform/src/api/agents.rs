@@ -4,12 +4,19 @@
 //! is gone; what is read comes from the store in every process, so that it can be read while the
 //! registry is away.
 
+use std::collections::BTreeSet;
+
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
-use resurgam_client::wire::{AgentList, Heartbeats, Known, Life, Welcome, WorkerList};
-use resurgam_model::InstanceId;
-use resurgam_model::agent::{Agent, Registration};
+use resurgam_client::wire::{
+    AgentList, DrainRequest, Heartbeats, Known, ResumeRequest, Welcome, WorkerList,
+};
+use resurgam_model::agent::{
+    Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, Heartbeat, Registration, UnknownState,
+};
+use resurgam_model::{AgentId, Capability, InstanceId};
+use resurgam_store::Order;
 use serde::Deserialize;
 
 use super::body::{AgentPath, Json, Parameters};
@@ -27,24 +34,24 @@ pub(super) async fn register(
         app.tasks_returned(welcome.leases_returned);
         return Ok(Answer(welcome));
     }
-    let registered = app.store.register(&registration).await?;
+    let heartbeat = app.settings.heartbeat.agreed(registration.heartbeat);
+    let registered = app.store.register_under(&registration, &heartbeat).await?;
     app.tasks_returned(registered.leases_returned);
     let leases_returned = registered.leases_returned;
-    Ok(Answer(Welcome { heartbeat: app.settings.heartbeat, leases_returned, registry: None }))
+    Ok(Answer(Welcome { heartbeat, leases_returned, registry: None }))
 }
 
 pub(super) async fn heartbeat(
     State(app): Shared,
-    Json(Heartbeats { agents }): Json<Heartbeats<Vec<Life>>>,
+    Json(Heartbeats { agents }): Json<Heartbeats<Vec<Heartbeat>>>,
 ) -> Result<Answer<Known<Vec<bool>>>, Problem> {
-    check::count("agents", agents.len())?;
+    check::heartbeats(&agents)?;
     let known = if let Some(registry) = &app.registry {
         registry.heartbeat(&agents).await.map_err(from_registry)?
     } else if agents.is_empty() {
         Vec::new()
     } else {
-        let agents: Vec<_> = agents.into_iter().map(|life| (life.id, life.instance)).collect();
-        app.store.heartbeat(&agents).await?
+        app.heartbeats.record(&app, agents).await?
     };
     Ok(Answer(Known { known }))
 }
@@ -68,14 +75,106 @@ pub(super) async fn deregister(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn all(State(app): Shared) -> Result<Answer<AgentList<Vec<Agent>>>, Problem> {
-    Ok(Answer(AgentList { agents: app.store.agents().await? }))
+/// An operator's order: take nothing new.
+pub(super) async fn drain(
+    State(app): Shared,
+    Json(DrainRequest { id, reason }): Json<DrainRequest>,
+) -> Result<Answer<Agent>, Problem> {
+    reason.iter().try_for_each(|reason| check::text("reason", reason))?;
+    let agent = app.store.order(&id, &Order::Drain(reason)).await?;
+    found(agent, &id)
 }
 
-pub(super) async fn workers(State(app): Shared) -> Result<Answer<WorkerList<Vec<Agent>>>, Problem> {
-    let mut workers = app.store.agents().await?;
+/// An operator's order: take tasks again.
+pub(super) async fn resume(
+    State(app): Shared,
+    Json(ResumeRequest { id }): Json<ResumeRequest>,
+) -> Result<Answer<Agent>, Problem> {
+    let agent = app.store.order(&id, &Order::Resume).await?;
+    found(agent, &id)
+}
+
+pub(super) async fn all(
+    State(app): Shared,
+    Parameters(parameters): Parameters<Vec<(String, String)>>,
+) -> Result<Answer<AgentList>, Problem> {
+    let AgentPage { agents, next } = app.store.agents(&query(parameters)?).await?;
+    Ok(Answer(AgentList { agents, next: next.map(|next| next.to_string()) }))
+}
+
+pub(super) async fn workers(
+    State(app): Shared,
+    Parameters(parameters): Parameters<Vec<(String, String)>>,
+) -> Result<Answer<WorkerList>, Problem> {
+    let AgentPage { agents: mut workers, next } = app.store.agents(&query(parameters)?).await?;
     workers.retain(Agent::is_worker);
-    Ok(Answer(WorkerList { workers }))
+    Ok(Answer(WorkerList { workers, next: next.map(|next| next.to_string()) }))
+}
+
+/// Which agents the parameters ask for.
+fn query(parameters: Vec<(String, String)>) -> Result<AgentQuery, Problem> {
+    let mut query = AgentQuery::default();
+    let mut after = None;
+    let mut seen = BTreeSet::new();
+    for (name, value) in parameters {
+        let wrong = |why: String| Problem::invalid_parameter(format!("{name}: {why}"));
+        match name.as_str() {
+            "capability" => {
+                let capability =
+                    Capability::new(value).map_err(|error| wrong(error.to_string()))?;
+                query.capability = Some(capability);
+            }
+            "state" => {
+                query.state =
+                    Some(value.parse().map_err(|error: UnknownState| wrong(error.to_string()))?);
+            }
+            "sort" => {
+                query.sort = match value.as_str() {
+                    "name" => AgentOrder::Name,
+                    "load" => AgentOrder::Load,
+                    _ => return Err(wrong("use name or load".to_owned())),
+                };
+            }
+            "after" => after = Some(value),
+            "limit" => {
+                query.limit = value
+                    .parse()
+                    .map_err(|_| wrong("must be a whole number, 100 by default".to_owned()))?;
+            }
+            _ => match name.strip_prefix("label.").filter(|label| !label.is_empty()) {
+                Some(label) => {
+                    check::text("the name of a label", label)?;
+                    check::text("the value of a label", &value)?;
+                    query.labels.insert(label.to_owned(), value);
+                }
+                None => {
+                    return Err(Problem::invalid_parameter(format!(
+                        "there is no parameter {:?}; use capability, state, label.NAME, sort, \
+                         after and limit",
+                        name.chars().take(60).collect::<String>()
+                    )));
+                }
+            },
+        }
+        if let Some(twice) = seen.replace(name) {
+            return Err(Problem::invalid_parameter(format!("{twice} is given more than once")));
+        }
+    }
+    if query.sort == AgentOrder::Load && query.capability.is_none() {
+        return Err(Problem::invalid_parameter("sort=load needs a capability to look for"));
+    }
+    if query.labels.len() > check::MAX_TRAITS {
+        let detail = format!("at most {} labels can be asked for", check::MAX_TRAITS);
+        return Err(Problem::invalid_parameter(detail));
+    }
+    let after = after.map(|after| AgentCursor::parse(&after, query.sort));
+    let wrong = |why| Problem::invalid_parameter(format!("after: {why}"));
+    query.after = after.transpose().map_err(wrong)?;
+    Ok(query)
+}
+
+fn found(agent: Option<Agent>, id: &AgentId) -> Result<Answer<Agent>, Problem> {
+    agent.map(Answer).ok_or_else(|| Problem::not_found(format!("there is no agent {id}")))
 }
 
 pub(super) async fn one(
@@ -83,7 +182,7 @@ pub(super) async fn one(
     AgentPath(id): AgentPath,
 ) -> Result<Answer<Agent>, Problem> {
     let agent = app.store.agent(&id).await?;
-    agent.map(Answer).ok_or_else(|| Problem::not_found(format!("there is no agent {id}")))
+    found(agent, &id)
 }
 
 /// What the registry refused is handed on; that it cannot be reached is said so.

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration as StdDuration;
 
-use resurgam_model::agent::Registration;
+use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
 use resurgam_model::message::NewMessage;
 use resurgam_model::task::{Claim, Completion, Failure, NewTask};
 use resurgam_model::{Duration, Payload};
@@ -20,7 +20,7 @@ const MAX_CLAIM: u32 = 256;
 /// The longest key, topic, kind or label in bytes.
 const MAX_TEXT: usize = 256;
 /// The most labels and capabilities of one agent.
-const MAX_TRAITS: usize = 256;
+pub(super) const MAX_TRAITS: usize = 256;
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// Longer delays and waits between tries are mistakes.
@@ -50,7 +50,7 @@ fn size(field: impl Display, bytes: usize, limits: &Limits) -> Checked {
     )))
 }
 
-fn text(field: impl Display, text: &str) -> Checked {
+pub(super) fn text(field: impl Display, text: &str) -> Checked {
     if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
         return Ok(());
     }
@@ -149,9 +149,20 @@ pub(super) fn registration(registration: &Registration) -> Checked {
             return Err(Problem::invalid_field(format!("{name}: at most {MAX_TRAITS}")));
         }
     }
+    registration.version.iter().try_for_each(|version| text("version", version))?;
+    let every = registration.heartbeat.unwrap_or_default();
+    not_longer_than("heartbeat", every, HeartbeatTerms::LONGEST)?;
     registration.labels.iter().try_for_each(|(name, value)| {
         text(format_args!("the name of a label"), name)?;
         text("the value of a label", value)
+    })
+}
+
+pub(super) fn heartbeats(beats: &[Heartbeat]) -> Checked {
+    count("agents", beats.len())?;
+    beats.iter().enumerate().try_for_each(|(index, beat)| match &beat.reason {
+        Some(reason) => text(format_args!("agents[{index}].reason"), reason),
+        None => Ok(()),
     })
 }
 

@@ -8,7 +8,9 @@
 //! | `POST /tasks/claim` | take leases on tasks, waiting for one if asked to |
 //! | `POST /tasks/extend`, `/complete`, `/fail` | say what became of leases |
 //! | `POST /agents`, `POST /agents/heartbeat` | register, show oneself |
-//! | `GET /agents`, `GET /workers`, `GET /agents/{id}` | agents; the id may hold `/` |
+//! | `GET /agents?capability=&state=&label.NAME=&sort=&after=&limit=`, `GET /workers` | agents |
+//! | `GET /agents/{id}` | an agent; the id may hold `/` |
+//! | `POST /agents/drain`, `POST /agents/resume` | have an agent take nothing new, or tasks again |
 //! | `DELETE /agents/{id}?instance=` | leave in order |
 //! | `POST /messages` | send messages |
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
@@ -46,6 +48,7 @@ use resurgam_model::{AgentId, Capability, Duration, Role};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
 
+use crate::heartbeats::Heartbeats;
 use crate::problem::Problem;
 use crate::serve::ServeSettings;
 use crate::waiting::Waiting;
@@ -64,6 +67,8 @@ pub(crate) struct App {
     pub(crate) claims: Waiting<Capability>,
     /// Readers that wait for a message.
     pub(crate) readers: Waiting<AgentId>,
+    /// The way of heartbeats into the store.
+    pub(crate) heartbeats: Heartbeats,
     /// Whether the schema is in place.
     pub(crate) migrated: watch::Receiver<Schema>,
     /// Whether the process is about to end.
@@ -114,6 +119,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         router
             .route("/agents", get(agents::all).post(agents::register))
             .route("/agents/heartbeat", one.clone().post(agents::heartbeat))
+            .route("/agents/drain", one.clone().post(agents::drain))
+            .route("/agents/resume", one.clone().post(agents::resume))
             .route("/agents/{*id}", one)
     } else {
         router.route("/agents", get(agents::all)).route("/agents/{*id}", get(agents::one))

@@ -14,6 +14,7 @@ use resurgam_model::TaskId;
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
+use resurgam_store::Error;
 use tokio::time::Instant;
 
 use super::body::{Json, Parameters};
@@ -102,10 +103,28 @@ pub(super) async fn claim(
     Ok(Answer(Leases { leases }))
 }
 
+/// How often a claim of an agent that is given no tasks is tried.
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
+
 async fn claim_until(app: &App, claim: &Claim, until: Instant) -> Result<Vec<Lease>, Problem> {
     loop {
         let place = app.claims.join(&claim.capabilities);
-        let leases = app.store.claim(claim).await?;
+        let leases = match app.store.claim(claim).await {
+            Err(Error::NoTasks { agent, state }) => {
+                // It takes nobody's wake-up. That it may take tasks again it finds out itself.
+                drop(place);
+                tracing::debug!(%agent, %state, "an agent that is given no tasks claims");
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.min(Instant::now() + ASK_AGAIN)) => {}
+                    () = app.closed() => return Ok(Vec::new()),
+                }
+                if Instant::now() >= until {
+                    return Ok(Vec::new());
+                }
+                continue;
+            }
+            leases => leases?,
+        };
         if !leases.is_empty() {
             if leases.len() as u64 >= u64::from(claim.max) {
                 // There may be more than this claim could take.

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use resurgam_model::access::{
     AccessToken, AuditEntry, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
 };
-use resurgam_model::agent::{Agent, HeartbeatTerms, Registration};
+use resurgam_model::agent::{
+    Agent, AgentPage, AgentQuery, Heartbeat, HeartbeatTerms, Registration,
+};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
@@ -15,8 +17,8 @@ use resurgam_model::task::{
 };
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId, TokenId};
 use resurgam_store::{
-    Access, Admin, AuditQuery, Check, Error, Figures, LeasesOf, Messages, Meters, Registered,
-    Registry, Result, SharedStore, Snapshot, Tasks,
+    Access, Admin, AuditQuery, Check, Error, Expired, Figures, LeasesOf, Messages, Meters, Order,
+    Registered, Registry, Result, SharedStore, Snapshot, Tasks,
 };
 
 /// Another store behind a switch. What it says when it is away must not get outside.
@@ -69,12 +71,15 @@ through! {
         fn task_counts(&self) -> Vec<(Capability, TaskCounts)>;
     }
     Registry {
-        fn register(&self, registration: &Registration) -> Registered;
-        fn heartbeat(&self, agents: &[(AgentId, InstanceId)]) -> Vec<bool>;
-        fn expire(&self, terms: &HeartbeatTerms) -> Vec<AgentId>;
+        fn register_under(&self, registration: &Registration, terms: &HeartbeatTerms)
+            -> Registered;
+        fn heartbeat(&self, beats: &[Heartbeat]) -> Vec<bool>;
+        fn expire(&self, watched: Duration, keep: Duration, limit: u32) -> Expired;
+        fn order(&self, agent: &AgentId, order: &Order) -> Option<Agent>;
+        fn count_held(&self, limit: u32) -> u64;
         fn deregister(&self, agent: &AgentId, instance: InstanceId) -> ();
         fn agent(&self, id: &AgentId) -> Option<Agent>;
-        fn agents(&self) -> Vec<Agent>;
+        fn agents(&self, query: &AgentQuery) -> AgentPage;
     }
     Messages {
         fn send(&self, messages: &[NewMessage]) -> ();

@@ -175,13 +175,7 @@ pub(crate) fn claim(id: &str, instance: InstanceId, can: &str) -> Claim {
 
 pub(crate) async fn register(client: &Client, id: &str, can: &str) -> InstanceId {
     let instance = InstanceId::new();
-    let registration = Registration {
-        id: agent(id),
-        instance,
-        capabilities: vec![capability(can)],
-        capacity: 1,
-        labels: [].into(),
-    };
+    let registration = Registration::new(agent(id), instance, [capability(can)]);
     client.register(&registration).await.unwrap();
     instance
 }

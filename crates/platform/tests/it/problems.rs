@@ -2,6 +2,7 @@
 
 use reqwest::{Method, RequestBuilder};
 use resurgam_model::Role;
+use resurgam_model::agent::AgentQuery;
 use resurgam_model::{Duration, InstanceId, Payload};
 use resurgam_platform::serve::Limits;
 
@@ -137,7 +138,7 @@ async fn a_process_serves_only_its_roles() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::ready(settings([Role::Supervisor]), sqlite(dir.path())).await;
     assert_eq!(server.client.workers().await.unwrap(), []);
-    assert_eq!(server.client.agents().await.unwrap(), []);
+    assert_eq!(server.client.agents(&AgentQuery::default()).await.unwrap().agents, []);
     insta::assert_snapshot!(post(&server, "/tasks", "{}").await, @"404 no-such-path: /tasks is not served here (roles: supervisor)");
     insta::assert_snapshot!(post(&server, "/agents", "{}").await, @"405 method-not-allowed: /agents cannot be used with POST; the Allow header names what it takes");
 }

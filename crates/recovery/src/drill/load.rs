@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use resurgam_client::wire::Life;
 use resurgam_client::{Client, Patience};
-use resurgam_model::agent::Registration;
+use resurgam_model::agent::{Heartbeat, Registration};
 use resurgam_model::message::Message;
 use resurgam_model::task::NewTask;
 use resurgam_model::{AgentId, Capability, InstanceId, Payload, TaskId, Timestamp};
@@ -145,18 +144,12 @@ impl Agent {
     }
 
     async fn stay_registered(self) {
-        let registration = Registration {
-            id: self.id.clone(),
-            instance: self.instance,
-            capabilities: Vec::new(),
-            capacity: 1,
-            labels: Default::default(),
-        };
+        let registration = Registration::new(self.id.clone(), self.instance, []);
         loop {
             let registration = &registration;
             let welcome =
                 self.insist(|client| async move { client.register(registration).await }).await;
-            let life = [Life { id: self.id.clone(), instance: self.instance }];
+            let life = [Heartbeat::new(self.id.clone(), self.instance)];
             loop {
                 tokio::time::sleep(welcome.heartbeat.every.0).await;
                 let life = &life;

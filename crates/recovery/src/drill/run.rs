@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use resurgam_deployment::ComponentKind;
 use resurgam_deployment::postgres::Programs;
-use resurgam_model::agent::Agent;
 use resurgam_model::report::{DrillReport, DrillResult, Measured, StepStatus};
-use resurgam_model::{ComponentName, Scenario, Timestamp};
+use resurgam_model::{AgentId, ComponentName, Scenario, Timestamp};
 
 use super::FaultKind;
 use super::fault::{Process, strike, working_in};
@@ -130,9 +129,11 @@ impl Drill<'_> {
         let client = self.subject.api().borrow().clone();
         let deadline = Instant::now() + TAKING;
         while Instant::now() < deadline {
-            let workers = client.workers().await.unwrap_or_default();
-            let holds = |agent: &Agent| agent.id.as_str() == name.as_str() && agent.running > 0;
-            if workers.iter().any(holds) {
+            let agent = match AgentId::new(name.as_str()) {
+                Ok(id) => client.agent(&id).await.ok().flatten(),
+                Err(_) => None,
+            };
+            if agent.is_some_and(|agent| agent.running > 0) {
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;

@@ -43,7 +43,9 @@ impl Figures for PostgresStore {
                     .map(Duration::from_micros),
             });
         }
-        let sql = "SELECT state, count(*) AS number FROM agents GROUP BY state";
+        let sql = "SELECT CASE WHEN state = 'available' AND greatest(load, held) >= capacity
+                 THEN 'busy' ELSE state END AS state, count(*) AS number
+             FROM agents GROUP BY 1 ORDER BY 1";
         let rows = self.query("take stock", sql, &[]).await?;
         let agents = rows
             .iter()

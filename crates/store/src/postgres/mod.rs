@@ -7,6 +7,7 @@
 mod access;
 mod connect;
 mod figures;
+mod lookup;
 mod messages;
 mod migrations;
 mod registry;

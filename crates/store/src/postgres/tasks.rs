@@ -101,7 +101,7 @@ impl Tasks for PostgresStore {
         let mut leases = Vec::with_capacity(rows.len());
         for row in &rows {
             if !get::<bool>(row, "known")? {
-                return Err(Error::UnknownAgent(claim.agent.clone()));
+                return Err(self.no_claim(claim).await);
             }
             let Some(task) = get::<Option<Uuid>>(row, "id")? else { continue };
             leases.push(Lease {

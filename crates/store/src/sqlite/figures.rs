@@ -55,12 +55,15 @@ fn take_stock(c: &Connection) -> Result<Snapshot, Fault> {
                 .map(Duration::from_micros),
         });
     }
-    let mut statement =
-        c.prepare_cached("SELECT state, count(*) AS number FROM agents GROUP BY state")?;
+    let mut statement = c.prepare_cached(
+        "SELECT iif(state = 'available' AND max(load, held) >= capacity, 'busy', state) AS place,
+             count(*) AS number
+         FROM agents GROUP BY 1 ORDER BY 1",
+    )?;
     let mut rows = statement.query([])?;
     let mut agents = Vec::new();
     while let Some(row) = rows.next()? {
-        agents.push((get(row, "state")?, unsigned(get(row, "number")?)?));
+        agents.push((get(row, "place")?, unsigned(get(row, "number")?)?));
     }
     Ok(Snapshot { queues, agents })
 }

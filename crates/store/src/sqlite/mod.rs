@@ -7,6 +7,7 @@ mod access;
 mod connection;
 mod fault;
 mod figures;
+mod lookup;
 mod messages;
 mod migrations;
 mod readers;

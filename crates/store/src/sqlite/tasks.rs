@@ -12,12 +12,13 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::fault::Fault;
 use super::messages::reply;
+use super::registry::no_claim;
 use super::{SqliteStore, get, id, now};
 use crate::column::{
     COMPLETED, DEAD, EXPIRED, HOLDER_GONE, completed_body, dead_body, micros, millis, parsed,
     parsed_if, payload, time, time_if, unsigned,
 };
-use crate::{Error, LeasesOf, Result, Tasks};
+use crate::{LeasesOf, Result, Tasks};
 
 #[async_trait]
 impl Tasks for SqliteStore {
@@ -127,7 +128,7 @@ fn claim(c: &Connection, claim: &Claim) -> Result<Vec<Lease>, Fault> {
         )?
         .exists(params![claim.agent.as_str(), claim.instance.0.as_bytes()])?;
     if !known {
-        return Err(Error::UnknownAgent(claim.agent.clone()).into());
+        return Err(no_claim(c, claim));
     }
     let now = now();
     // One short walk along the index for each capability. A single query for all of them would

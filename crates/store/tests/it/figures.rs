@@ -4,11 +4,11 @@ use std::time::Duration as Span;
 
 use resurgam_metrics::{Format, Registry};
 use resurgam_model::Duration;
-use resurgam_model::agent::HeartbeatTerms;
+use resurgam_model::agent::{Heartbeat, OwnState};
 use resurgam_store::Error;
 
 use crate::fixture::{
-    Fixture, HOUR, NOTHING, capability, completion, failure, lease_ref, register, task, wanted,
+    Fixture, HOUR, agent, capability, completion, failure, lease_ref, register, task, wanted,
 };
 
 crate::on_both! {
@@ -46,8 +46,11 @@ async fn stock_is_taken_of_what_is_not_over(store: Fixture) {
     assert!(oldest < Span::from_secs(60), "{oldest:?}");
     assert_eq!(stock.agents, [("available".to_owned(), 2)]);
 
-    store.expire(&HeartbeatTerms { every: NOTHING, expire_after: NOTHING }).await.unwrap();
-    assert_eq!(store.figures().await.unwrap().agents, [("gone".to_owned(), 2)]);
+    let unwell =
+        Heartbeat { state: Some(OwnState::Unhealthy), ..Heartbeat::new(agent("w"), instance) };
+    store.heartbeat(&[unwell]).await.unwrap();
+    let expected = [("available".to_owned(), 1), ("unhealthy".to_owned(), 1)];
+    assert_eq!(store.figures().await.unwrap().agents, expected);
 }
 
 async fn operations_are_counted_by_name(store: Fixture) {

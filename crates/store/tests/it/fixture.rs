@@ -79,6 +79,8 @@ pub(crate) fn registration(name: &str, instance: InstanceId) -> Registration {
         capabilities: vec![capability("x")],
         capacity: 3,
         labels: [("zone".to_owned(), "a".to_owned())].into(),
+        version: Some("1.2".to_owned()),
+        heartbeat: None,
     }
 }
 

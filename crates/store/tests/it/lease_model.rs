@@ -240,7 +240,9 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
             let life = known.map_or_else(InstanceId::new, |(life, _)| life);
             model.agents[who] = Some((life, true));
             let expected = model.take_back(|(a, held, _)| a == who && held != life);
-            let registered = store.register(&registration(AGENTS[who], life)).await.unwrap();
+            let terms = HeartbeatTerms { every: NOTHING, expire_after: NOTHING };
+            let registration = registration(AGENTS[who], life);
+            let registered = store.register_under(&registration, &terms).await.unwrap();
             assert_eq!(registered.leases_returned, expected);
         }
         Step::Deregister { agent: who } => {
@@ -259,8 +261,7 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
                     gone.push(agent(name));
                 }
             }
-            let terms = HeartbeatTerms { every: NOTHING, expire_after: NOTHING };
-            assert_eq!(store.expire(&terms).await.unwrap(), gone);
+            assert_eq!(store.expire(HOUR, HOUR, 100).await.unwrap().gone, gone);
         }
     }
 }
