@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The media type of problem documents.
@@ -11,44 +12,41 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// The codes of problems.
 pub mod code {
-    /// 400: the body is not JSON.
-    pub const MALFORMED_JSON: &str = "malformed-json";
-    /// 422: a field is missing, unknown, or its value is not allowed.
-    pub const INVALID_FIELD: &str = "invalid-field";
-    /// 400: a parameter of the address is not allowed.
-    pub const INVALID_PARAMETER: &str = "invalid-parameter";
-    /// 403: the Host header names another machine.
-    pub const FORBIDDEN_HOST: &str = "forbidden-host";
-    /// 404: there is no such thing.
-    pub const NOT_FOUND: &str = "not-found";
-    /// 404: there is no such path, or this process does not serve it.
-    pub const NO_SUCH_PATH: &str = "no-such-path";
-    /// 405: the path exists, but not with this method.
-    pub const METHOD_NOT_ALLOWED: &str = "method-not-allowed";
-    /// 408: the body did not arrive in time.
-    pub const BODY_TIMEOUT: &str = "body-timeout";
-    /// 409: the agent must register first.
-    pub const UNKNOWN_AGENT: &str = "unknown-agent";
-    /// 409: the agent is known, but is given no tasks at present.
-    pub const AGENT_NOT_AVAILABLE: &str = "agent-not-available";
-    /// 413: a payload, or the body as a whole, is over the limit.
-    pub const TOO_LARGE: &str = "too-large";
-    /// 415: the body is not declared as JSON.
-    pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported-media-type";
-    /// 500: a fault of the platform.
-    pub const INTERNAL: &str = "internal";
-    /// 503: the store cannot be used at present.
-    pub const UNAVAILABLE: &str = "unavailable";
-    /// 503: the disk of the store is full.
-    pub const STORAGE_FULL: &str = "storage-full";
-    /// 503: it took too long.
-    pub const TIMEOUT: &str = "timeout";
-    /// 503: the agent registry cannot be reached at present.
-    pub const REGISTRY_UNAVAILABLE: &str = "registry-unavailable";
+    macro_rules! codes {
+        ($($name:ident $text:literal $status:literal $meaning:literal;)+) => {
+            $(
+                #[doc = concat!($status, ": ", $meaning, ".")]
+                pub const $name: &str = $text;
+            )+
+
+            /// Each code with its status and its meaning.
+            pub const ALL: &[(&str, u16, &str)] = &[$(($name, $status, $meaning)),+];
+        };
+    }
+
+    codes! {
+        MALFORMED_JSON "malformed-json" 400 "the body is not JSON";
+        INVALID_FIELD "invalid-field" 422 "a field is missing, unknown, or its value is not allowed";
+        INVALID_PARAMETER "invalid-parameter" 400 "a parameter of the address is not allowed";
+        FORBIDDEN_HOST "forbidden-host" 403 "the Host header names another machine";
+        NOT_FOUND "not-found" 404 "there is no such thing";
+        NO_SUCH_PATH "no-such-path" 404 "there is no such path, or this process does not serve it";
+        METHOD_NOT_ALLOWED "method-not-allowed" 405 "the path exists, but not with this method";
+        BODY_TIMEOUT "body-timeout" 408 "the body did not arrive in time";
+        UNKNOWN_AGENT "unknown-agent" 409 "the agent must register first";
+        AGENT_NOT_AVAILABLE "agent-not-available" 409 "the agent is known, but is given no tasks at present";
+        TOO_LARGE "too-large" 413 "a payload, or the body as a whole, is over the limit";
+        UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415 "the body is not declared as JSON";
+        INTERNAL "internal" 500 "a fault of the platform";
+        UNAVAILABLE "unavailable" 503 "the store cannot be used at present";
+        STORAGE_FULL "storage-full" 503 "the disk of the store is full";
+        TIMEOUT "timeout" 503 "it took too long";
+        REGISTRY_UNAVAILABLE "registry-unavailable" 503 "the agent registry cannot be reached at present";
+    }
 }
 
 /// A problem document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// A URN that ends in the code.
     #[serde(rename = "type")]

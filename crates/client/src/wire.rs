@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use resurgam_model::agent::{Agent, HeartbeatTerms};
 use resurgam_model::task::{Claim, LeaseRef, TaskCounts};
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, Role};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 macro_rules! lists {
     ($($(#[$meta:meta])* $name:ident $field:ident;)+) => {$(
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[schemars(inline)]
         $(#[$meta])*
         pub struct $name<T> {
             /// The list.
@@ -50,7 +52,7 @@ lists! {
 }
 
 /// What `GET /agents` answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentList {
     /// The agents of this page.
     pub agents: Vec<Agent>,
@@ -60,7 +62,7 @@ pub struct AgentList {
 }
 
 /// What `GET /workers` answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerList {
     /// The agents of this page that take tasks.
     pub workers: Vec<Agent>,
@@ -70,7 +72,7 @@ pub struct WorkerList {
 }
 
 /// `POST /agents/drain`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
     /// The agent that is to take nothing new.
@@ -81,7 +83,7 @@ pub struct DrainRequest {
 }
 
 /// `POST /agents/resume`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeRequest {
     /// The agent that is to take tasks again.
@@ -89,7 +91,7 @@ pub struct ResumeRequest {
 }
 
 /// `POST /tasks/claim`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimRequest {
     /// Who asks.
@@ -127,7 +129,7 @@ impl ClaimRequest {
 }
 
 /// `POST /tasks/extend`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExtendRequest {
     /// Which leases.
@@ -137,7 +139,7 @@ pub struct ExtendRequest {
 }
 
 /// The answer to a registration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Welcome {
     /// How often to show oneself.
     pub heartbeat: HeartbeatTerms,
@@ -150,7 +152,7 @@ pub struct Welcome {
 }
 
 /// `POST /mailbox/acknowledge`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Acknowledgement {
     /// Whose mailbox.
@@ -160,7 +162,7 @@ pub struct Acknowledgement {
 }
 
 /// What `GET /tasks/pending` answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pending {
     /// Tasks that wait, over all capabilities.
     pub ready: u64,
@@ -171,7 +173,7 @@ pub struct Pending {
 }
 
 /// What `GET /health` answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// `ok`.
     pub status: String,
@@ -182,7 +184,7 @@ pub struct Health {
 }
 
 /// What `GET /health/ready` answers, with 200 when ready and 503 when not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Readiness {
     /// `ready` or `unready`.
     pub status: String,
@@ -199,7 +201,7 @@ impl Readiness {
 }
 
 /// One check of the readiness.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckResult {
     /// Whether it was passed.
     pub ok: bool,

@@ -5,12 +5,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::Moment;
 use crate::{AgentId, Capability, Duration, InstanceId};
 
 /// What an agent says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Registration {
     /// Its name, stable over restarts.
@@ -61,7 +63,9 @@ impl Registration {
 /// Where an agent stands.
 ///
 /// Only an agent that is available or busy is given tasks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentState {
     /// Its heartbeat is fresh, and it has a place free.
@@ -117,7 +121,7 @@ impl FromStr for AgentState {
 }
 
 /// An agent as the registry knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Agent {
     /// Its name.
     pub id: AgentId,
@@ -146,8 +150,10 @@ pub struct Agent {
     #[serde(default)]
     pub heartbeat: HeartbeatTerms,
     /// When it registered under its present life.
+    #[schemars(with = "Moment")]
     pub registered_at: Timestamp,
     /// When it last gave a sign of life.
+    #[schemars(with = "Moment")]
     pub seen_at: Timestamp,
 }
 
@@ -160,7 +166,7 @@ impl Agent {
 }
 
 /// What an agent may say of its own state in a heartbeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OwnState {
     /// It works as it should.
@@ -174,7 +180,7 @@ pub enum OwnState {
 }
 
 /// A sign of life. What it does not say stays as it was said last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// The agent.
@@ -207,7 +213,7 @@ impl Heartbeat {
 }
 
 /// How often an agent must show itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeartbeatTerms {
     /// Send one so often.
     pub every: Duration,
@@ -268,7 +274,7 @@ impl AgentQuery {
 }
 
 /// The order of a list of agents.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentOrder {
     /// By their names, byte by byte.

@@ -4,11 +4,22 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::fmt::friendly::{Designator, SpanParser, SpanPrinter};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema;
+
 /// A length of time: `250ms`, `15m`, `1h 30m`. Never negative.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend(
+    "format" = schema::DURATION,
+    "pattern" = schema::DURATION_PATTERN,
+    "minLength" = 2,
+    "examples" = ["250ms", "15m", "1h 30m"],
+))]
 pub struct Duration(pub std::time::Duration);
 
 /// Why a text is not a duration.

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod report;
 pub mod role;
 pub mod scenario;
+pub mod schema;
 pub mod task;
 
 pub use duration::Duration;

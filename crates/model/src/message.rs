@@ -1,19 +1,22 @@
 //! Messages between agents.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::{self, Moment};
 use crate::{AgentId, MessageId, Payload};
 
 /// The topic that agents use when they name no other.
 pub const DEFAULT_TOPIC: &str = "agent-messages";
 
 /// A message as it is handed in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewMessage {
     /// Chosen by the sender: sending the same id again changes nothing.
     #[serde(default = "MessageId::new")]
+    #[schemars(transform = schema::without_default)]
     pub id: MessageId,
     /// The stream it belongs to.
     #[serde(default = "default_topic")]
@@ -35,7 +38,7 @@ fn default_topic() -> String {
 }
 
 /// A message as it is delivered: at least once, in order of `sequence` for one receiver.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Message {
     /// Grows with each message of the bus; what a receiver acknowledges.
     pub sequence: i64,
@@ -52,5 +55,6 @@ pub struct Message {
     /// What it says.
     pub body: Payload,
     /// When it was accepted.
+    #[schemars(with = "Moment")]
     pub created_at: Timestamp,
 }

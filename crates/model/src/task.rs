@@ -3,8 +3,10 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::schema::Moment;
 use crate::{AgentId, Capability, Duration, InstanceId, Payload, TaskId};
 
 /// Where a task stands.
@@ -14,7 +16,7 @@ use crate::{AgentId, Capability, Duration, InstanceId, Payload, TaskId};
 ///   ▲                 │
 ///   └─ fail, expiry ──┴── tries used up ──▶ dead
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskState {
     /// Waits to be claimed, perhaps until its time has come.
@@ -61,7 +63,9 @@ impl std::str::FromStr for TaskState {
 
 /// The fencing token of a lease. It grows with each claim of its task, so that a late worker's
 /// token is always smaller than the present one and changes nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Token(pub i64);
 
@@ -72,7 +76,7 @@ impl fmt::Display for Token {
 }
 
 /// How often and how far apart a task is tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetryPolicy {
     /// Claims that may end in failure or in a lost lease before the task is dead; at least 1.
@@ -104,7 +108,7 @@ impl RetryPolicy {
 }
 
 /// A task as it is handed in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTask {
     /// What an agent must be able to do.
@@ -147,7 +151,7 @@ impl NewTask {
 }
 
 /// The answer to handing in a task: it is durable now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Submitted {
     /// The task.
     pub id: TaskId,
@@ -156,7 +160,7 @@ pub struct Submitted {
 }
 
 /// A task as it stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Task {
     /// Its id.
     pub id: TaskId,
@@ -181,17 +185,21 @@ pub struct Task {
     /// Who holds the lease.
     pub held_by: Option<AgentId>,
     /// When the lease ends.
+    #[schemars(with = "Option<Moment>")]
     pub lease_until: Option<Timestamp>,
     /// Not to be claimed earlier.
+    #[schemars(with = "Moment")]
     pub run_at: Timestamp,
     /// When it was handed in.
+    #[schemars(with = "Moment")]
     pub created_at: Timestamp,
     /// When it was completed or declared dead.
+    #[schemars(with = "Option<Moment>")]
     pub finished_at: Option<Timestamp>,
 }
 
 /// Which tasks an agent wants.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
     /// Who asks; it must be registered.
@@ -207,7 +215,7 @@ pub struct Claim {
 }
 
 /// The right to work on a task for a while.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Lease {
     /// The task.
     pub task: TaskId,
@@ -220,11 +228,12 @@ pub struct Lease {
     /// 1 on the first try.
     pub attempt: u32,
     /// When the right ends unless it is extended.
+    #[schemars(with = "Moment")]
     pub until: Timestamp,
 }
 
 /// Names a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseRef {
     /// The task.
     pub task: TaskId,
@@ -233,7 +242,7 @@ pub struct LeaseRef {
 }
 
 /// A task done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Completion {
     /// Under which lease.
     #[serde(flatten)]
@@ -244,7 +253,7 @@ pub struct Completion {
 }
 
 /// A try that failed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// Under which lease.
     #[serde(flatten)]
@@ -261,7 +270,7 @@ fn yes() -> bool {
 }
 
 /// What became of a word about a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// It took effect, now or when the same word was said before.
@@ -273,7 +282,7 @@ pub enum Outcome {
 }
 
 /// Tasks by state, for one capability or all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskCounts {
     /// Waiting.
     pub ready: u64,
@@ -286,7 +295,7 @@ pub struct TaskCounts {
 }
 
 /// Which tasks to list.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TaskQuery {
     /// Only those that stand there.

@@ -4,24 +4,76 @@
 //! is gone; what is read comes from the store in every process, so that it can be read while the
 //! registry is away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json as Answer;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::response::NoContent;
+use resurgam_client::problem::code;
 use resurgam_client::wire::{
     AgentList, DrainRequest, Heartbeats, Known, ResumeRequest, Welcome, WorkerList,
 };
 use resurgam_model::agent::{
-    Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, Heartbeat, Registration, UnknownState,
+    Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, AgentState, Heartbeat, Registration,
+    UnknownState,
 };
-use resurgam_model::{AgentId, Capability, InstanceId};
+use resurgam_model::schema::Text;
+use resurgam_model::{AgentId, Capability, InstanceId, Role};
 use resurgam_store::Order;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::body::{AgentPath, Json, Parameters};
+use super::route::Route;
 use super::{Shared, check};
 use crate::problem::Problem;
+
+pub(super) fn routes() -> Vec<Route> {
+    const WRITTEN: &[Role] = &[Role::Api, Role::Registry];
+    vec![
+        Route::get("/agents", all)
+            .about("Agents, gone ones too, page by page")
+            .query::<AgentParameters>()
+            .served_by(&Role::ALL),
+        Route::post("/agents", register)
+            .about("Registers an agent")
+            .details(
+                "A registration under a new `instance` returns the leases of the life before to \
+                 the queue.",
+            )
+            .served_by(WRITTEN)
+            .fails(&[code::REGISTRY_UNAVAILABLE]),
+        Route::post("/agents/heartbeat", heartbeat)
+            .about("Signs of life, of one agent or many")
+            .details("`false` in the answer means: register again.")
+            .served_by(WRITTEN)
+            .fails(&[code::REGISTRY_UNAVAILABLE]),
+        Route::post("/agents/drain", drain)
+            .about("Orders an agent to take nothing new")
+            .served_by(WRITTEN)
+            .fails(&[code::NOT_FOUND]),
+        Route::post("/agents/resume", resume)
+            .about("Orders an agent to take tasks again")
+            .served_by(WRITTEN)
+            .fails(&[code::NOT_FOUND]),
+        Route::get("/agents/{*id}", one)
+            .about("One agent")
+            .served_by(&Role::ALL)
+            .fails(&[code::NOT_FOUND]),
+        Route::delete("/agents/{*id}", deregister)
+            .about("Leaves in order")
+            .details(
+                "Takes the agent out of the registry, and its leases back to the queue. An agent \
+                 that is unknown, or lives another life, is left alone.",
+            )
+            .served_by(WRITTEN)
+            .fails(&[code::REGISTRY_UNAVAILABLE]),
+        Route::get("/workers", workers)
+            .about("The agents that have capabilities, page by page")
+            .query::<AgentParameters>()
+            .served_by(&Role::ALL),
+    ]
+}
 
 pub(super) async fn register(
     State(app): Shared,
@@ -56,9 +108,10 @@ pub(super) async fn heartbeat(
     Ok(Answer(Known { known }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Leaving {
+    /// The life that ends.
     instance: InstanceId,
 }
 
@@ -66,13 +119,13 @@ pub(super) async fn deregister(
     State(app): Shared,
     AgentPath(id): AgentPath,
     Parameters(Leaving { instance }): Parameters<Leaving>,
-) -> Result<StatusCode, Problem> {
+) -> Result<NoContent, Problem> {
     match &app.registry {
         Some(registry) => registry.deregister(&id, instance).await.map_err(from_registry)?,
         None => app.store.deregister(&id, instance).await?,
     }
     app.claims.wake_all();
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 /// An operator's order: take nothing new.
@@ -111,6 +164,26 @@ pub(super) async fn workers(
     Ok(Answer(WorkerList { workers, next: next.map(|next| next.to_string()) }))
 }
 
+/// The parameters of lists of agents, which [`query`] reads one by one because the names of
+/// labels are free.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "describes parameters and is never made")]
+struct AgentParameters {
+    /// Only those that are able to do this.
+    capability: Option<Capability>,
+    /// Only those that stand there.
+    state: Option<AgentState>,
+    /// The order: by name, or the least loaded first, which needs a capability.
+    sort: Option<AgentOrder>,
+    /// What the page before gave as `next`.
+    after: Option<String>,
+    /// At most so many; 0 stands for 100, and 1000 is the most.
+    limit: Option<u32>,
+    /// Only those with these labels: `label.zone=a`.
+    #[schemars(extend("propertyNames" = { "pattern": "^label\\.." }))]
+    label: Option<BTreeMap<String, Text>>,
+}
+
 /// Which agents the parameters ask for.
 fn query(parameters: Vec<(String, String)>) -> Result<AgentQuery, Problem> {
     let mut query = AgentQuery::default();
@@ -143,8 +216,9 @@ fn query(parameters: Vec<(String, String)>) -> Result<AgentQuery, Problem> {
             }
             _ => match name.strip_prefix("label.").filter(|label| !label.is_empty()) {
                 Some(label) => {
-                    check::text("the name of a label", label)?;
-                    check::text("the value of a label", &value)?;
+                    let wrong = |problem: Problem| wrong(problem.detail.clone());
+                    check::text("the name of the label", label).map_err(wrong)?;
+                    check::text("the value of the label", &value).map_err(wrong)?;
                     query.labels.insert(label.to_owned(), value);
                 }
                 None => {

@@ -1,7 +1,9 @@
 //! Reading what a request carries.
 
+use std::fmt::Display;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
@@ -91,6 +93,23 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Parameters<T> {
                 rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
             Problem::invalid_parameter(reason)
         })
+    }
+}
+
+/// An id that stands in the path, where the path has no other.
+pub(super) struct PathId<T>(pub(super) T);
+
+impl<T: FromStr<Err: Display>> FromRequestParts<Arc<App>> for PathId<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let refuse = |reason: &dyn Display| {
+            Problem::invalid_parameter(format!("the id in the path: {reason}"))
+        };
+        let Path(text) = Path::<String>::from_request_parts(parts, app)
+            .await
+            .map_err(|rejection| refuse(&rejection))?;
+        text.parse().map(Self).map_err(|error: T::Err| refuse(&error))
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) const MAX_ITEMS: usize = 1000;
 /// The most tasks in one claim.
 const MAX_CLAIM: u32 = 256;
 /// The longest key, topic, kind or label in bytes.
-const MAX_TEXT: usize = 256;
+pub(super) const MAX_TEXT: usize = 256;
 /// The most labels and capabilities of one agent.
 pub(super) const MAX_TRAITS: usize = 256;
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);

@@ -7,11 +7,27 @@ use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use resurgam_client::wire::{CheckResult, Health, Readiness};
-use resurgam_model::Duration;
+use resurgam_model::{Duration, Role};
 use tokio::time::Instant;
 
+use super::route::Route;
 use super::{Schema, Shared};
 use crate::problem::Problem;
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/health", alive)
+            .about("Whether the process lives")
+            .details("It does not touch the store.")
+            .served_by(&Role::ALL),
+        Route::get("/health/ready", ready)
+            .about("Whether the process can work")
+            .details("Writes to the store and reads it back.")
+            .served_by(&Role::ALL)
+            .answers::<Readiness>(StatusCode::OK, "It can work")
+            .answers::<Readiness>(StatusCode::SERVICE_UNAVAILABLE, "It cannot work at present"),
+    ]
+}
 
 /// Touches nothing but this process: who cannot reach the store is alive all the same, and to
 /// restart it would help nobody.

@@ -3,15 +3,31 @@
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::NoContent;
 use resurgam_client::wire::{Acknowledgement, MessageBatch, MessageList};
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::{AgentId, Duration};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::body::{Json, Parameters};
+use super::route::Route;
 use super::{Shared, check};
 use crate::problem::Problem;
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::post("/messages", send)
+            .about("Sends messages")
+            .details("A message whose `id` is known changes nothing.")
+            .answers_empty(StatusCode::ACCEPTED, "They are in the mailboxes"),
+        Route::get("/mailbox", receive)
+            .about("Reads a mailbox, oldest message first")
+            .details("Messages stay until they are acknowledged."),
+        Route::post("/mailbox/acknowledge", acknowledge).about("Takes messages out of a mailbox"),
+    ]
+}
 
 pub(super) async fn send(
     State(app): Shared,
@@ -23,13 +39,17 @@ pub(super) async fn send(
     Ok(StatusCode::ACCEPTED)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Reading {
+    /// Whose mailbox.
     agent: AgentId,
+    /// Only messages with greater sequence numbers.
     after: Option<i64>,
+    /// At most so many; 1000 is the most.
     #[serde(default = "hundred")]
     limit: u32,
+    /// How long to wait for a message when there is none; at most 30 s.
     #[serde(default)]
     wait: Duration,
 }
@@ -64,8 +84,8 @@ pub(super) async fn receive(
 pub(super) async fn acknowledge(
     State(app): Shared,
     Json(Acknowledgement { agent, sequences }): Json<Acknowledgement>,
-) -> Result<StatusCode, Problem> {
+) -> Result<NoContent, Problem> {
     check::count("sequences", sequences.len())?;
     app.bus.acknowledge(&agent, &sequences).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }

@@ -15,6 +15,7 @@
 //! | `POST /messages` | send messages |
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
 //! | `POST /mailbox/acknowledge` | take messages out of a mailbox |
+//! | `GET /openapi.json` | the description of all this for programs |
 //! | `GET /health` | whether the process lives: does not touch the store |
 //! | `GET /health/ready` | whether it can work: writes to the store and reads it back |
 //!
@@ -33,21 +34,24 @@ mod check;
 mod health;
 mod messages;
 mod middleware;
+mod openapi;
+mod route;
 mod tasks;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{Method, Uri};
-use axum::routing::{get, post};
+use axum::routing::MethodRouter;
 use resurgam_bus::Bus;
 use resurgam_client::Client;
 use resurgam_model::{AgentId, Capability, Duration, Role};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
 
+use self::route::Route;
 use crate::heartbeats::Heartbeats;
 use crate::problem::Problem;
 use crate::serve::ServeSettings;
@@ -106,38 +110,35 @@ impl App {
 
 type Shared = State<Arc<App>>;
 
+/// Every route of every part. A route that is not in one of these lists does not exist; see
+/// [`openapi`].
+fn routes() -> Vec<Route> {
+    [agents::routes(), health::routes(), messages::routes(), openapi::routes(), tasks::routes()]
+        .concat()
+}
+
 /// The routes of the parts that this process plays.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let roles: &BTreeSet<Role> = &app.settings.roles;
-    let mut router = Router::new()
-        .route("/health", get(health::alive))
-        .route("/health/ready", get(health::ready))
-        .route("/workers", get(agents::workers));
-    router = if roles.contains(&Role::Api) || roles.contains(&Role::Registry) {
-        // Agents have any name, also that of a path below /agents.
-        let one = get(agents::one).delete(agents::deregister);
-        router
-            .route("/agents", get(agents::all).post(agents::register))
-            .route("/agents/heartbeat", one.clone().post(agents::heartbeat))
-            .route("/agents/drain", one.clone().post(agents::drain))
-            .route("/agents/resume", one.clone().post(agents::resume))
-            .route("/agents/{*id}", one)
-    } else {
-        router.route("/agents", get(agents::all)).route("/agents/{*id}", get(agents::one))
-    };
-    if roles.contains(&Role::Api) {
-        router = router
-            .route("/tasks", get(tasks::list).post(tasks::submit))
-            .route("/tasks/batch", post(tasks::submit_batch))
-            .route("/tasks/pending", get(tasks::pending))
-            .route("/tasks/claim", post(tasks::claim))
-            .route("/tasks/extend", post(tasks::extend))
-            .route("/tasks/complete", post(tasks::complete))
-            .route("/tasks/fail", post(tasks::fail))
-            .route("/tasks/{id}", get(tasks::one))
-            .route("/messages", post(messages::send))
-            .route("/mailbox", get(messages::receive))
-            .route("/mailbox/acknowledge", post(messages::acknowledge));
+    let mut paths = BTreeMap::<&str, BTreeMap<&str, MethodRouter<Arc<App>>>>::new();
+    for route in routes() {
+        if route.roles.iter().any(|role| app.plays(*role)) {
+            let methods = paths.entry(route.path).or_default();
+            methods.insert(route.method, route.handlers);
+        }
+    }
+    // Agents have any name, also that of a path below /agents.
+    let one = paths.get("/agents/{*id}").cloned().unwrap_or_default();
+    for (path, methods) in &mut paths {
+        if path.starts_with("/agents/") && !path.contains('{') {
+            for (method, handlers) in &one {
+                methods.entry(method).or_insert_with(|| handlers.clone());
+            }
+        }
+    }
+    let mut router = Router::new();
+    for (path, methods) in paths {
+        let methods = methods.into_values().fold(MethodRouter::new(), MethodRouter::merge);
+        router = router.route(path, methods);
     }
     router
         .fallback(no_such_path)

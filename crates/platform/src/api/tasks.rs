@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use axum::Json as Answer;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use resurgam_client::problem::code;
 use resurgam_client::wire::{
     ClaimRequest, Completions, ExtendRequest, Failures, Leases, Outcomes, Pending, TaskBatch,
     TaskList,
@@ -17,9 +18,38 @@ use resurgam_model::task::{
 use resurgam_store::Error;
 use tokio::time::Instant;
 
-use super::body::{Json, Parameters};
+use super::body::{Json, Parameters, PathId};
+use super::route::Route;
 use super::{App, Shared, check};
 use crate::problem::Problem;
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get("/tasks", list).about("Tasks in the order in which they were handed in"),
+        Route::post("/tasks", submit)
+            .about("Hands in one task")
+            .answers::<Submitted>(StatusCode::CREATED, "A new task")
+            .answers::<Submitted>(StatusCode::OK, "The key was known: this is the earlier task")
+            .header(StatusCode::CREATED, "location", "The path of the task")
+            .header(StatusCode::OK, "location", "The path of the task"),
+        Route::post("/tasks/batch", submit_batch).about("Hands in tasks, all of them or none"),
+        Route::get("/tasks/pending", pending).about("Counts, as a whole and by capability"),
+        Route::post("/tasks/claim", claim)
+            .about("Takes leases on tasks, waiting for one if asked to")
+            .details("The agent must be registered under this `instance`.")
+            .fails(&[code::UNKNOWN_AGENT, code::AGENT_NOT_AVAILABLE]),
+        Route::post("/tasks/extend", extend).about("Lets leases last longer"),
+        Route::post("/tasks/complete", complete).about("Ends tasks with their results").details(
+            "The `reply_to` of each gets a `task.completed` message in the same transaction. \
+                 An expired lease that nobody has taken back yet still counts.",
+        ),
+        Route::post("/tasks/fail", fail).about("Ends tries that failed").details(
+            "A task goes back to the queue after its backoff. With `\"retry\": false`, or when \
+                 its tries are used up, it is dead, and its `reply_to` gets a `task.dead` message.",
+        ),
+        Route::get("/tasks/{id}", one).about("One task").fails(&[code::NOT_FOUND]),
+    ]
+}
 
 pub(super) async fn submit(
     State(app): Shared,
@@ -73,11 +103,8 @@ pub(super) async fn list(
 
 pub(super) async fn one(
     State(app): Shared,
-    Path(id): Path<String>,
+    PathId(id): PathId<TaskId>,
 ) -> Result<Answer<Task>, Problem> {
-    let id: TaskId = id
-        .parse()
-        .map_err(|_| Problem::invalid_parameter("the path names no task: ids are UUIDs"))?;
     let task = app.store.task(id).await?;
     task.map(Answer).ok_or_else(|| Problem::not_found(format!("there is no task {id}")))
 }
