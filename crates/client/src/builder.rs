@@ -73,20 +73,6 @@ impl ClientBuilder {
     }
 }
 
-impl From<&str> for ClientBuilder {
-    /// A client of the server at that URL.
-    fn from(url: &str) -> Self {
-        Self::new(url.to_owned())
-    }
-}
-
-impl From<String> for ClientBuilder {
-    /// A client of the server at that URL.
-    fn from(url: String) -> Self {
-        Self::new(url)
-    }
-}
-
 /// The base address: `http` or `https`, a path that ends in a slash, nothing else.
 pub(crate) fn address(text: &str) -> Result<Url> {
     let wrong = |url: &str, why: &str| {

@@ -2,7 +2,7 @@
 //! travel over it, and the worker runtime.
 //!
 //! - [`Client`] makes calls, and [`Patience`] says how long it repeats them.
-//! - [`worker::run`] claims tasks, has a [`worker::Handler`] work on them, and reports.
+//! - [`worker::Worker`] claims tasks, has a [`worker::Handler`] work on them, and reports.
 //! - [`wire`] has the bodies of requests and answers, [`problem`] those of refusals.
 
 mod builder;

@@ -1,7 +1,7 @@
 //! The agent platform: registry, task queue and supervisor, and the HTTP interface to them.
 //!
 //! - [`serve()`] runs one process of the platform: any set of [`Role`]s over one store.
-//! - [`resurgam_client::worker::run`] runs one worker against the interface of such a process.
+//! - [`resurgam_client::worker::Worker`] works on tasks by way of the interface of such a process.
 //! - [`resurgam_client::Client`] speaks to it from anywhere.
 //!
 //! # What survives what

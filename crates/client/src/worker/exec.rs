@@ -24,13 +24,12 @@ use std::time::Duration as StdDuration;
 
 use async_trait::async_trait;
 use resurgam_model::Payload;
-use resurgam_model::task::Lease;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, Command};
 use tokio::sync::watch;
 
 use super::spawner::{Group, Spawner};
-use super::{Error, Handler, HandlerError};
+use super::{Error, Handler, HandlerError, Job};
 
 /// The exit code with which a program says that another try cannot help.
 pub const DO_NOT_RETRY: i32 = 100;
@@ -50,8 +49,9 @@ pub struct Exec {
     spawner: Spawner,
 }
 
-/// Environment variables with tokens of the platform.
-const SECRETS: [&str; 2] = ["RESURGAM_TOKEN", "RESURGAM_INTERNAL_TOKEN"];
+/// Environment variables with tokens of the platform and with the way into its database.
+const SECRETS: [&str; 4] =
+    ["RESURGAM_TOKEN", "RESURGAM_INTERNAL_TOKEN", "DATABASE_URL", "PGPASSWORD"];
 
 impl Exec {
     /// A program and its arguments.
@@ -74,14 +74,14 @@ impl Exec {
         self
     }
 
-    fn command(&self, lease: &Lease) -> Command {
+    fn command(&self, job: &Job) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
-            .env("RESURGAM_TASK_ID", lease.task.to_string())
-            .env("RESURGAM_TASK_ATTEMPT", lease.attempt.to_string())
-            .env("RESURGAM_TASK_TOKEN", lease.token.to_string())
-            .env("RESURGAM_CAPABILITY", lease.capability.as_str());
+            .env("RESURGAM_TASK_ID", job.id().to_string())
+            .env("RESURGAM_TASK_ATTEMPT", job.attempt().to_string())
+            .env("RESURGAM_TASK_TOKEN", job.token().to_string())
+            .env("RESURGAM_CAPABILITY", job.capability().as_str());
         // What the worker may do is not for the program, which may be anything, to do.
         for secret in SECRETS {
             command.env_remove(secret);
@@ -92,13 +92,13 @@ impl Exec {
 
 #[async_trait]
 impl Handler for Exec {
-    async fn handle(&self, lease: &Lease) -> Result<Payload, HandlerError> {
+    async fn handle(&self, job: Job) -> Result<Payload, HandlerError> {
         let failed = |what: &str, error: &io::Error| {
             HandlerError::retry(format!("{}: {what}: {error}", self.program))
         };
         let mut program = self
             .spawner
-            .start(self.command(lease))
+            .start(self.command(&job))
             .await
             .map_err(|error| failed("cannot be started", &error))?;
         let (stdin, stdout, stderr) = program.pipes();
@@ -113,7 +113,7 @@ impl Handler for Exec {
         let output = read(stdout, ended.clone(), Keep::First(self.max_output), group);
         let errors = read(stderr, ended, Keep::Last(ERROR_TAIL), group);
         let all = async { tokio::join!(wait, output, errors) };
-        let text = lease.payload.text();
+        let text = job.payload().text();
         let feed = async {
             feed(stdin, text.as_bytes()).await;
             // Feeding alone never ends the try.

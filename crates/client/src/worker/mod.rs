@@ -6,7 +6,7 @@
 //!   done, as long as the worker lives and nobody else was given the task meanwhile.
 //! - Work whose lease was lost is dropped at the next extension, a third of a lease later at
 //!   most. Should it end earlier, its report is stale and changes nothing.
-//! - After [`run`] has returned, or its future was dropped, nothing that the worker started runs
+//! - After [`Worker::run`] has returned, or its future was dropped, nothing that the worker started runs
 //!   any more.
 //!
 //! # Crash behaviour
@@ -15,17 +15,25 @@
 //! the leases expire, whichever comes first. Handlers must bear that a task is worked on again:
 //! delivery is at least once.
 
+mod claims;
+mod demand;
 mod exec;
 mod handler;
+mod job;
+mod leases;
 mod outbox;
+mod queue;
 mod session;
 mod spawner;
 mod work;
 
 pub use exec::{DO_NOT_RETRY, Exec};
-pub use handler::{Handler, HandlerError, Sha256};
+pub use handler::{Handler, HandlerError, Sha256, handler, result};
+pub use job::{Cancellation, Cancelled, Job};
+pub use queue::{Queue, Remote};
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use resurgam_model::agent::Registration;
@@ -33,69 +41,202 @@ use resurgam_model::{AgentId, Capability, Duration, InstanceId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::{Client, ClientBuilder, Patience};
+use crate::Patience;
+use demand::Demand;
+use leases::Table;
 use outbox::Outbox;
-use work::Table;
+use work::Handlers;
 
-/// What a worker is to be.
-#[derive(Clone, Debug)]
-pub struct WorkerSettings {
-    /// The way to the API.
-    pub api: ClientBuilder,
-    /// Its name, stable over restarts.
-    pub id: AgentId,
-    /// What it can do.
-    pub capabilities: Vec<Capability>,
-    /// How many tasks it works on at once.
-    pub concurrency: u32,
-    /// How long a lease lasts unless it is extended.
-    pub lease: Duration,
-    /// The program that does the work, and its arguments; without one, [`Sha256`] does.
-    pub exec: Option<Vec<String>>,
-    /// Free labels for the registry.
-    pub labels: BTreeMap<String, String>,
-    /// The version of its software, for the registry.
-    pub version: Option<String>,
-    /// How often it wants to show itself, if that is less often than the registry asks for.
-    pub heartbeat: Option<Duration>,
-    /// How long one claim waits for a task.
-    pub wait: Duration,
-    /// How long running tasks may take to finish when the worker is to end.
-    pub grace: Duration,
+/// A worker: what it can do, and how.
+///
+/// ```no_run
+/// use resurgam_client::Client;
+/// use resurgam_client::worker::{Exec, Job, Remote, Worker, handler, result};
+/// use resurgam_model::{AgentId, Capability};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = Client::builder("https://agents.example").token("rsg_…").build()?;
+/// Worker::new(AgentId::new("translator-1")?)
+///     .on(Capability::new("length")?, handler(|job: Job| async move {
+///         result(&job.payload().text().len())
+///     }))
+///     .on(Capability::new("translate")?, Exec::new(&["./translate".to_owned()])?)
+///     .concurrency(16)
+///     .run(Remote::new(client), async { drop(tokio::signal::ctrl_c().await) })
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Worker {
+    settings: Settings,
+    handlers: Handlers,
 }
 
-impl WorkerSettings {
-    /// A worker with these capabilities, all else by default.
+/// What a worker is to be, but for what it can do.
+#[derive(Clone, Debug)]
+struct Settings {
+    id: AgentId,
+    concurrency: u32,
+    lease: Duration,
+    ahead: Duration,
+    buffer: usize,
+    labels: BTreeMap<String, String>,
+    version: Option<String>,
+    heartbeat: Option<Duration>,
+    wait: Duration,
+    grace: Duration,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let handlers: Vec<_> = self.handlers.keys().collect();
+        f.debug_struct("Worker").field("can", &handlers).field("settings", &self.settings).finish()
+    }
+}
+
+impl Worker {
+    /// A worker that can do nothing yet. Its name is to be the same after a restart: then it
+    /// takes back at once what an earlier life left behind.
     #[must_use]
-    pub fn new(
-        api: impl Into<ClientBuilder>,
-        id: AgentId,
-        capabilities: impl IntoIterator<Item = Capability>,
-    ) -> Self {
-        Self {
-            api: api.into(),
+    pub fn new(id: AgentId) -> Self {
+        let settings = Settings {
             id,
-            capabilities: capabilities.into_iter().collect(),
             concurrency: 4,
             lease: Duration::from_secs(10),
-            exec: None,
+            ahead: Duration::from_millis(50),
+            buffer: 64 * 1024 * 1024,
             labels: BTreeMap::new(),
-            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            version: None,
             heartbeat: None,
             wait: Duration::from_secs(10),
             grace: Duration::from_secs(20),
-        }
+        };
+        Self { settings, handlers: Handlers::new() }
     }
 
-    /// The handler that the settings ask for.
+    /// It can do this, too. A handler that it had for it is replaced.
+    #[must_use]
+    pub fn on(mut self, capability: Capability, handler: impl Handler) -> Self {
+        self.handlers.insert(capability, Arc::new(handler));
+        self
+    }
+
+    /// How many tasks it works on at once, over all that it can do: 1 to 1000, by default 4.
+    #[must_use]
+    pub fn concurrency(mut self, tasks: u32) -> Self {
+        self.settings.concurrency = tasks;
+        self
+    }
+
+    /// How long a lease lasts unless it is extended, which is done each third of it: at least
+    /// 100 ms, by default 10 s. After a third of it at the latest work is dropped whose task was
+    /// cancelled or given to somebody else.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// How far it looks ahead, by default 50 ms: beside the tasks that it works on it holds those
+    /// that it expects to begin within this time, going by how long tasks took so far, and never
+    /// more than 512. So short tasks need not wait for the next claim, and long ones are left to
+    /// whoever has a place for them. With 0 nothing is taken ahead: right where a task may have
+    /// one try only, for one that is lost with the worker before it was begun has had its try.
+    #[must_use]
+    pub fn ahead(mut self, time: Duration) -> Self {
+        self.settings.ahead = time;
+        self
+    }
+
+    /// How many bytes of results may wait for the platform to take them, by default 64 MiB. When
+    /// there are more, or more than 4096 results, nothing further is claimed or begun until the
+    /// platform has taken some. What is being worked on goes on, so that there can be more by one
+    /// result for each task at work. No result is ever thrown away for want of room.
+    #[must_use]
+    pub fn buffer(mut self, bytes: usize) -> Self {
+        self.settings.buffer = bytes;
+        self
+    }
+
+    /// A label for the registry.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// The version of its software, for the registry.
+    #[must_use]
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.settings.version = Some(version.into());
+        self
+    }
+
+    /// How often it wants to show itself, if that is less often than the registry asks for.
+    #[must_use]
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.settings.heartbeat = Some(every);
+        self
+    }
+
+    /// How long one claim waits for a task, by default 10 s; the platform waits for 30 s at most.
+    #[must_use]
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.settings.wait = wait;
+        self
+    }
+
+    /// How long tasks may take to finish when the worker is to end, by default 20 s.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.grace = grace;
+        self
+    }
+
+    /// Works until `shutdown` resolves, then finishes what it has taken, and leaves.
     ///
     /// # Errors
-    /// When `exec` is given but empty, or the thread that starts programs cannot be made.
-    pub fn handler(&self) -> Result<Arc<dyn Handler>, Error> {
-        match &self.exec {
-            None => Ok(Arc::new(Sha256)),
-            Some(command) => Ok(Arc::new(Exec::new(command)?)),
+    /// When the settings make no sense or the first registration is refused. That the platform
+    /// is away is no error: the worker waits for it.
+    pub async fn run(
+        self,
+        queue: impl Queue,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        check(&self)?;
+        let Self { settings, handlers } = self;
+        let mut capabilities: Vec<_> = handlers.keys().cloned().collect();
+        capabilities.sort_unstable();
+        let shared = Arc::new(Shared {
+            queue: Box::new(queue),
+            capabilities,
+            instance: InstanceId::new(),
+            demand: Demand::new(settings.concurrency as usize, settings.ahead.0),
+            outbox: Outbox::new(settings.buffer),
+            settings,
+            table: Table::default(),
+            registered: watch::Sender::new(false),
+            unknown: Notify::new(),
+        });
+        let mut shutdown = std::pin::pin!(shutdown);
+        let welcome = tokio::select! {
+            welcome = session::register_first(&shared) => welcome.map_err(Error::Refused)?,
+            () = &mut shutdown => return Ok(()),
+        };
+
+        // All of these, and all handlers, end when this function does or is dropped.
+        let mut parts = JoinSet::new();
+        parts.spawn(session::keep(Arc::clone(&shared), welcome));
+        parts.spawn(leases::extend(Arc::clone(&shared)));
+        for _ in 0..outbox::DELIVERERS {
+            parts.spawn(outbox::deliver(Arc::clone(&shared)));
         }
+        work::work(&shared, &handlers, shutdown).await;
+
+        shared.outbox.emptied(LAST_REPORTS).await;
+        parts.shutdown().await;
+        session::leave(&shared).await;
+        Ok(())
     }
 }
 
@@ -106,9 +247,6 @@ pub enum Error {
     /// A setting makes no sense.
     #[error("{0}")]
     Settings(String),
-    /// The way to the API cannot be used.
-    #[error("the API cannot be called: {0}")]
-    Url(#[source] crate::Error),
     /// The platform does not want the worker as it is; asking again cannot help.
     #[error("the registration was refused: {0}")]
     Refused(#[source] crate::Error),
@@ -122,10 +260,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the parts of a worker share.
 struct Shared {
-    client: Client,
-    settings: WorkerSettings,
+    queue: Box<dyn Queue>,
+    settings: Settings,
+    capabilities: Vec<Capability>,
     /// This life of the worker.
     instance: InstanceId,
+    demand: Demand,
     table: Table,
     outbox: Outbox,
     /// Whether the registry knows this life.
@@ -139,7 +279,7 @@ impl Shared {
         Registration {
             id: self.settings.id.clone(),
             instance: self.instance,
-            capabilities: self.settings.capabilities.clone(),
+            capabilities: self.capabilities.clone(),
             capacity: self.settings.concurrency,
             labels: self.settings.labels.clone(),
             version: self.settings.version.clone(),
@@ -154,59 +294,22 @@ impl Shared {
     }
 }
 
-/// Works until `shutdown` resolves, then finishes what it has begun, and leaves.
-///
-/// # Errors
-/// When the settings make no sense or the first registration is refused. That the platform is
-/// away is no error: the worker waits for it.
-pub async fn run(
-    settings: WorkerSettings,
-    handler: Arc<dyn Handler>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
-    check(&settings)?;
-    let client = settings.api.clone().timeout(CALL_TIMEOUT).build().map_err(Error::Url)?;
-    let shared = Arc::new(Shared {
-        client,
-        settings,
-        instance: InstanceId::new(),
-        table: Table::default(),
-        outbox: Outbox::default(),
-        registered: watch::Sender::new(false),
-        unknown: Notify::new(),
-    });
-    let mut shutdown = std::pin::pin!(shutdown);
-    let welcome = tokio::select! {
-        welcome = session::register_first(&shared) => welcome.map_err(Error::Refused)?,
-        () = &mut shutdown => return Ok(()),
-    };
-
-    // All of these, and all handlers, end when this function does or is dropped.
-    let mut parts = JoinSet::new();
-    parts.spawn(session::keep(Arc::clone(&shared), welcome));
-    parts.spawn(work::extend(Arc::clone(&shared)));
-    parts.spawn(outbox::deliver(Arc::clone(&shared)));
-    work::work(&shared, &handler, shutdown).await;
-
-    shared.outbox.emptied(LAST_REPORTS).await;
-    parts.shutdown().await;
-    session::leave(&shared).await;
-    Ok(())
-}
-
 /// How long the last reports may take to be accepted before the worker leaves without.
 const LAST_REPORTS: Duration = Duration::from_secs(5);
 
-fn check(settings: &WorkerSettings) -> Result<(), Error> {
+fn check(worker: &Worker) -> Result<(), Error> {
     let wrong = |text: &str| Err(Error::Settings(text.to_owned()));
-    if settings.capabilities.is_empty() {
+    if worker.handlers.is_empty() {
         return wrong("a worker needs at least one capability");
     }
-    if !(1..=1000).contains(&settings.concurrency) {
+    if !(1..=1000).contains(&worker.settings.concurrency) {
         return wrong("the concurrency of a worker must be 1 to 1000");
     }
-    if settings.lease < Duration::from_millis(100) {
+    if worker.settings.lease < Duration::from_millis(100) {
         return wrong("a lease must last at least 100ms");
+    }
+    if worker.settings.buffer == 0 {
+        return wrong("a worker needs room for at least one byte of results");
     }
     Ok(())
 }

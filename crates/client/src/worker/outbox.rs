@@ -1,18 +1,25 @@
 //! What became of tasks, until the platform has taken note of it.
+//!
+//! Batches form by themselves: what ends while requests are under way goes into the next one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use resurgam_model::Duration;
 use resurgam_model::task::{Completion, Failure, LeaseRef, Outcome};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::queue::{Queue, within};
 use super::{CALL_TIMEOUT, Shared};
-use crate::{Client, chain};
+use crate::chain;
 
 /// The most reports in one request, and the most bytes of results.
-const BATCH: usize = 256;
+const BATCH: usize = 1000;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// The most reports that may wait before no further work is begun.
+const MOST: usize = 4096;
+/// So many requests may be under way at once.
+pub(super) const DELIVERERS: usize = 2;
 /// The longest reason in bytes.
 const MAX_REASON: usize = 8 * 1024;
 
@@ -33,6 +40,13 @@ impl Report {
         Self::Failed(Failure { lease, error: reason, retry })
     }
 
+    fn lease(&self) -> LeaseRef {
+        match self {
+            Self::Completed(completion) => completion.lease,
+            Self::Failed(failure) => failure.lease,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Completed(completion) => completion.result.len(),
@@ -44,36 +58,66 @@ impl Report {
 /// Reports that were not accepted yet, oldest first.
 pub(super) struct Outbox {
     reports: Mutex<VecDeque<Report>>,
-    /// How many there are, those being sent too.
-    count: watch::Sender<usize>,
+    /// There is something to be sent.
+    filled: Notify,
+    /// How much there is, what is being sent included.
+    load: watch::Sender<Load>,
+    /// The most bytes of results that may wait before no further work is begun.
+    most_bytes: usize,
 }
 
-impl Default for Outbox {
-    fn default() -> Self {
-        Self { reports: Mutex::default(), count: watch::Sender::new(0) }
-    }
+#[derive(Clone, Copy, Default)]
+struct Load {
+    reports: usize,
+    bytes: usize,
 }
 
 impl Outbox {
+    pub(super) fn new(most_bytes: usize) -> Self {
+        let load = watch::Sender::new(Load::default());
+        Self { reports: Mutex::default(), filled: Notify::new(), load, most_bytes }
+    }
+
     fn reports(&self) -> MutexGuard<'_, VecDeque<Report>> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn push(&self, report: Report) {
+        let bytes = report.bytes();
         self.reports().push_back(report);
-        self.count.send_modify(|count| *count += 1);
+        self.load.send_modify(|load| {
+            load.reports += 1;
+            load.bytes += bytes;
+        });
+        self.filled.notify_one();
     }
 
-    /// Waits until fewer than `limit` are left.
-    pub(super) async fn below(&self, limit: usize) {
+    /// The leases of the reports that wait to be sent.
+    pub(super) fn leases(&self) -> Vec<LeaseRef> {
+        self.reports().iter().map(Report::lease).collect()
+    }
+
+    fn takes_more(&self, load: Load) -> bool {
+        load.reports < MOST && load.bytes < self.most_bytes
+    }
+
+    /// Whether further work may be begun.
+    pub(super) fn has_room(&self) -> bool {
+        self.takes_more(*self.load.borrow())
+    }
+
+    /// Waits until further work may be begun.
+    pub(super) async fn room(&self) {
         // The sender is in `self`, so that it cannot be gone.
-        let _ = self.count.subscribe().wait_for(|count| *count < limit).await;
+        let _ = self.load.subscribe().wait_for(|load| self.takes_more(*load)).await;
     }
 
     /// Waits until none is left, but not longer than `patience`.
     pub(super) async fn emptied(&self, patience: Duration) {
-        if tokio::time::timeout(patience.0, self.below(1)).await.is_err() {
-            let left = *self.count.borrow();
+        let mut load = self.load.subscribe();
+        let empty = load.wait_for(|load| load.reports == 0);
+        if tokio::time::timeout(patience.0, empty).await.is_err() {
+            let left = self.load.borrow().reports;
             tracing::warn!(left, "some reports were not accepted; their tasks will be redone");
         }
     }
@@ -93,17 +137,24 @@ impl Outbox {
         batch
     }
 
-    fn done(&self, count: usize) {
-        self.count.send_modify(|left| *left = left.saturating_sub(count));
+    fn done(&self, reports: usize, bytes: usize) {
+        self.load.send_modify(|load| {
+            load.reports = load.reports.saturating_sub(reports);
+            load.bytes = load.bytes.saturating_sub(bytes);
+        });
     }
 }
 
 /// Sends reports as they come; runs until dropped.
 pub(super) async fn deliver(shared: Arc<Shared>) {
-    let mut count = shared.outbox.count.subscribe();
-    while count.wait_for(|count| *count > 0).await.is_ok() {
-        let batch = shared.outbox.take();
-        let taken = batch.len();
+    let (queue, outbox) = (&*shared.queue, &shared.outbox);
+    loop {
+        let batch = outbox.take();
+        if batch.is_empty() {
+            outbox.filled.notified().await;
+            continue;
+        }
+        let (taken, bytes) = (batch.len(), batch.iter().map(Report::bytes).sum());
         let (mut completions, mut failures) = (Vec::new(), Vec::new());
         for report in batch {
             match report {
@@ -111,18 +162,18 @@ pub(super) async fn deliver(shared: Arc<Shared>) {
                 Report::Failed(failure) => failures.push(failure),
             }
         }
-        complete(&shared.client, completions, &mut failures).await;
-        fail(&shared.client, failures).await;
-        shared.outbox.done(taken);
+        complete(queue, completions, &mut failures).await;
+        fail(queue, failures).await;
+        outbox.done(taken, bytes);
     }
 }
 
 /// A result that the platform refuses, for instance because it is too large, is a failure that
 /// repeating the work would not mend.
-async fn complete(client: &Client, all: Vec<Completion>, failures: &mut Vec<Failure>) {
+async fn complete(queue: &dyn Queue, all: Vec<Completion>, failures: &mut Vec<Failure>) {
     let leases = |completion: &Completion| completion.lease;
     for (completion, error) in
-        send(&all, leases, |part| async move { client.complete(part).await }).await
+        send(&all, leases, |part| within(queue, CALL_TIMEOUT, queue.complete(part))).await
     {
         let reason = format!("the result was refused: {error}");
         if let Report::Failed(failure) = Report::failed(completion.lease, reason, false) {
@@ -131,9 +182,10 @@ async fn complete(client: &Client, all: Vec<Completion>, failures: &mut Vec<Fail
     }
 }
 
-async fn fail(client: &Client, all: Vec<Failure>) {
+async fn fail(queue: &dyn Queue, all: Vec<Failure>) {
     let leases = |failure: &Failure| failure.lease;
-    for (failure, error) in send(&all, leases, |part| async move { client.fail(part).await }).await
+    for (failure, error) in
+        send(&all, leases, |part| within(queue, CALL_TIMEOUT, queue.fail(part))).await
     {
         tracing::error!(task = %failure.lease.task, %error, "a failure could not be reported");
     }
@@ -212,12 +264,26 @@ mod tests {
 
     #[test]
     fn batches_are_bounded_by_count_and_by_size() {
-        let outbox = Outbox::default();
-        (0..300).for_each(|_| outbox.push(Report::Completed(completion(1))));
-        assert_eq!(outbox.take().len(), 256);
+        let outbox = Outbox::new(usize::MAX);
+        (0..1044).for_each(|_| outbox.push(Report::Completed(completion(1))));
+        assert_eq!(outbox.take().len(), 1000);
         assert_eq!(outbox.take().len(), 44);
         (0..3).for_each(|_| outbox.push(Report::Completed(completion(3 * 1024 * 1024))));
         assert_eq!(outbox.take().len(), 1);
+    }
+
+    #[test]
+    fn there_is_room_until_too_much_waits_for_an_answer() {
+        let outbox = Outbox::new(100);
+        outbox.push(Report::Completed(completion(90)));
+        assert!(outbox.has_room());
+        outbox.push(Report::Completed(completion(90)));
+        let batch = outbox.take();
+        assert!(!outbox.has_room(), "what is being sent counts, too");
+        outbox.done(1, batch[0].bytes());
+        assert!(outbox.has_room());
+        (0..MOST).for_each(|_| outbox.push(Report::Completed(completion(0))));
+        assert!(!outbox.has_room());
     }
 
     #[test]

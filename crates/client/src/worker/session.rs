@@ -1,8 +1,4 @@
 //! Being known to the registry.
-//!
-//! Heartbeats go to the registry itself if the API has said where it is, and otherwise, or when
-//! it does not answer there, by way of the API. So a worker stays known, and keeps its tasks,
-//! while either of the two is away.
 
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
@@ -11,9 +7,13 @@ use resurgam_model::Duration;
 use resurgam_model::agent::{Heartbeat, HeartbeatTerms};
 use tokio::time::MissedTickBehavior;
 
+use super::queue::within;
 use super::{CALL_TIMEOUT, Shared};
+use crate::chain;
 use crate::wire::Welcome;
-use crate::{Client, chain};
+
+/// Registering may go two ways, one after the other.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Registers for the first time, waiting for the platform as long as it takes.
 pub(super) async fn register_first(shared: &Shared) -> crate::Result<Welcome> {
@@ -21,7 +21,8 @@ pub(super) async fn register_first(shared: &Shared) -> crate::Result<Welcome> {
     let mut backoff = Shared::patience().start();
     let mut reported = false;
     loop {
-        match shared.client.register(&registration).await {
+        let call = shared.queue.register(&registration);
+        match within(&*shared.queue, REGISTER_TIMEOUT, call).await {
             Ok(welcome) => {
                 let returned = welcome.leases_returned;
                 tracing::info!(id = %registration.id, leases_returned = returned, "registered");
@@ -42,9 +43,8 @@ pub(super) async fn register_first(shared: &Shared) -> crate::Result<Welcome> {
 
 /// Gives signs of life, and registers again whenever the registry does not know this life.
 pub(super) async fn keep(shared: Arc<Shared>, welcome: Welcome) {
-    let life = [Heartbeat::new(shared.settings.id.clone(), shared.instance)];
-    let mut ways = Ways::new(&shared, welcome);
-    let mut ticks = ways.interval();
+    let life = Heartbeat::new(shared.settings.id.clone(), shared.instance);
+    let mut ticks = interval(welcome.heartbeat);
     let mut away = false;
     loop {
         let told = tokio::select! {
@@ -53,7 +53,7 @@ pub(super) async fn keep(shared: Arc<Shared>, welcome: Welcome) {
         };
         let known = match told {
             true => Ok(false),
-            false => ways.heartbeat(&life).await,
+            false => within(&*shared.queue, CALL_TIMEOUT, shared.queue.heartbeat(&life)).await,
         };
         match known {
             Ok(known) => {
@@ -62,8 +62,8 @@ pub(super) async fn keep(shared: Arc<Shared>, welcome: Welcome) {
                     away = false;
                 }
                 shared.registered.send_replace(known);
-                if !known && ways.register_again(&shared).await {
-                    ticks = ways.interval();
+                if !known && let Some(terms) = register_again(&shared).await {
+                    ticks = interval(terms);
                 }
             }
             Err(error) => {
@@ -76,77 +76,36 @@ pub(super) async fn keep(shared: Arc<Shared>, welcome: Welcome) {
     }
 }
 
-/// The ways to the registry.
-struct Ways {
-    terms: HeartbeatTerms,
-    direct: Option<Client>,
-    api: Client,
+/// One attempt; the next heartbeat leads to the next one. Gives the terms when it worked.
+async fn register_again(shared: &Shared) -> Option<HeartbeatTerms> {
+    tracing::warn!("the registry does not know this worker; registering again");
+    let registration = shared.registration();
+    let call = shared.queue.register(&registration);
+    match within(&*shared.queue, REGISTER_TIMEOUT, call).await {
+        Ok(welcome) => {
+            tracing::info!("registered again");
+            shared.registered.send_replace(true);
+            Some(welcome.heartbeat)
+        }
+        Err(error) => {
+            tracing::warn!(reason = chain(&error), "cannot register again; trying further");
+            None
+        }
+    }
 }
 
-impl Ways {
-    fn new(shared: &Shared, welcome: Welcome) -> Self {
-        let mut ways = Self { terms: welcome.heartbeat, direct: None, api: shared.client.clone() };
-        ways.take(welcome);
-        ways
-    }
-
-    fn take(&mut self, welcome: Welcome) {
-        self.terms = welcome.heartbeat;
-        // A heartbeat that takes longer is of no use any more.
-        let bound = Duration(self.terms.expire_after.0 / 3).min(CALL_TIMEOUT);
-        self.api = self.api.clone().with_timeout(bound);
-        if let Some(url) = welcome.registry {
-            self.direct = self.api.at(&url).ok();
-        }
-        self.direct = self.direct.take().map(|client| client.with_timeout(bound));
-    }
-
-    fn interval(&self) -> tokio::time::Interval {
-        let every = self.terms.every.0.max(StdDuration::from_millis(10));
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
-    }
-
-    async fn heartbeat(&self, life: &[Heartbeat]) -> crate::Result<bool> {
-        if let Some(direct) = &self.direct
-            && let Ok(known) = direct.heartbeat(life).await
-        {
-            return Ok(known == [true]);
-        }
-        Ok(self.api.heartbeat(life).await? == [true])
-    }
-
-    /// One attempt; the next heartbeat leads to the next one. True when it worked.
-    async fn register_again(&mut self, shared: &Shared) -> bool {
-        tracing::warn!("the registry does not know this worker; registering again");
-        let registration = shared.registration();
-        let mut result = self.api.register(&registration).await;
-        if let (Err(error), Some(direct)) = (&result, &self.direct)
-            && error.is_transient()
-        {
-            result = direct.register(&registration).await;
-        }
-        match result {
-            Ok(welcome) => {
-                tracing::info!("registered again");
-                self.take(welcome);
-                shared.registered.send_replace(true);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(reason = chain(&error), "cannot register again; trying further");
-                false
-            }
-        }
-    }
+fn interval(terms: HeartbeatTerms) -> tokio::time::Interval {
+    let every = terms.every.0.max(StdDuration::from_millis(10));
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Leaves in order, which returns whatever leases are left. If that cannot be said, the missing
 /// heartbeats say it.
 pub(super) async fn leave(shared: &Shared) {
-    let client = shared.client.clone().with_timeout(Duration::from_secs(2));
-    match client.deregister(&shared.settings.id, shared.instance).await {
+    let call = shared.queue.deregister(&shared.settings.id, shared.instance);
+    match within(&*shared.queue, Duration::from_secs(2), call).await {
         Ok(()) => tracing::info!("left in order"),
         Err(error) => tracing::warn!(reason = chain(&error), "left without saying so"),
     }

@@ -9,4 +9,6 @@
     reason = "helpers of tests are tests too"
 )]
 
+mod memory;
 mod tls;
+mod worker;

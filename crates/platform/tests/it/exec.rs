@@ -3,21 +3,21 @@
 use std::path::Path;
 use std::time::{Duration as StdDuration, Instant};
 
-use resurgam_client::worker::{Exec, Handler, HandlerError};
+use resurgam_client::worker::{Exec, Handler, HandlerError, Job};
 use resurgam_model::task::{Lease, TaskState, Token};
-use resurgam_model::{AgentId, Payload, TaskId, Timestamp};
+use resurgam_model::{Payload, TaskId, Timestamp};
 
 use crate::harness::*;
 
-fn lease(text: &str) -> Lease {
-    Lease {
+fn job(text: &str) -> Job {
+    Job::new(Lease {
         task: TaskId::new(),
         token: Token(7),
         capability: capability("shell"),
         payload: Payload::from_text(text),
         attempt: 2,
         until: Timestamp::now(),
-    }
+    })
 }
 
 fn sh(script: &str) -> Exec {
@@ -25,7 +25,7 @@ fn sh(script: &str) -> Exec {
 }
 
 async fn run(script: &str, text: &str) -> Result<String, HandlerError> {
-    let result = sh(script).handle(&lease(text)).await;
+    let result = sh(script).handle(job(text)).await;
     result.map(|payload| payload.text().into_owned())
 }
 
@@ -36,10 +36,8 @@ async fn a_script_works_end_to_end() {
     let script = dir.path().join("upper.sh");
     std::fs::write(&script, "[ \"$RESURGAM_TASK_ATTEMPT\" = 1 ] || exit 100\ntr a-z A-Z\n")
         .unwrap();
-    let mut settings = worker(&server, "w", "upper");
-    settings.exec = Some(vec!["sh".to_owned(), script.display().to_string()]);
-    let handler = settings.handler().unwrap();
-    let worker = Worker::start(settings, handler);
+    let exec = Exec::new(&["sh".to_owned(), script.display().to_string()]).unwrap();
+    let worker = Worker::start(&server, worker("w").on(capability("upper"), exec));
     let id = server.client.submit(&task("upper", "loud\n")).await.unwrap().id;
     let done = reaches(&server.client, id, TaskState::Completed).await;
     assert_eq!(done.result.unwrap().text(), "LOUD\n");
@@ -50,12 +48,9 @@ async fn a_script_works_end_to_end() {
 async fn a_failing_script_is_tried_again_unless_it_says_otherwise() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
-    let mut settings = worker(&server, "w", "x");
     let script = "read word; echo \"$word is bad\" >&2; [ $word = never ] && exit 100; \
                   [ $RESURGAM_TASK_ATTEMPT = 2 ]";
-    settings.exec = Some(["sh", "-c", script].map(str::to_owned).into());
-    let handler = settings.handler().unwrap();
-    let _worker = Worker::start(settings, handler);
+    let _worker = Worker::start(&server, worker("w").on(capability("x"), sh(script)));
     let mut later = task("x", "later\n");
     later.retry.backoff = resurgam_model::Duration::from_millis(1);
     let ids = server.client.submit_batch(&[task("x", "never\n"), later]).await.unwrap();
@@ -78,7 +73,7 @@ async fn input_environment_and_output_are_as_documented() {
     let error = run("kill -9 $$", "").await.unwrap_err();
     assert!(error.retry && error.message.contains("signal 9"), "{error}");
     let exec = Exec::new(&["/no/such/program".to_owned()]).unwrap();
-    let error = exec.handle(&lease("")).await.unwrap_err();
+    let error = exec.handle(job("")).await.unwrap_err();
     assert!(error.message.contains("/no/such/program: cannot be started"), "{error}");
 }
 
@@ -101,7 +96,7 @@ async fn a_program_need_not_read_its_input() {
 async fn output_without_end_is_cut_off() {
     let start = Instant::now();
     let exec = sh("yes").with_max_output(100_000);
-    let error = exec.handle(&lease("")).await.unwrap_err();
+    let error = exec.handle(job("")).await.unwrap_err();
     assert!(!error.retry && error.message.contains("100000 bytes"), "{error}");
     assert!(start.elapsed() < StdDuration::from_secs(20));
 }
@@ -133,12 +128,8 @@ async fn a_worker_that_is_killed_takes_its_programs_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
     let pid = dir.path().join("pid");
-    let mut settings = worker(&server, "w", "x");
-    settings.id = AgentId::new("w").unwrap();
     let script = format!("echo $$ > {}; sleep 1000", pid.display());
-    settings.exec = Some(["sh", "-c", &script].map(str::to_owned).into());
-    let handler = settings.handler().unwrap();
-    let worker = Worker::start(settings, handler);
+    let worker = Worker::start(&server, worker("w").on(capability("x"), sh(&script)));
     server.client.submit(&task("x", "")).await.unwrap();
     let running = read_pid(&pid).await;
     worker.kill().await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
 use resurgam_bus::EmbeddedBus;
-use resurgam_client::worker::{self, Handler, WorkerSettings};
+use resurgam_client::worker::{self, Remote};
 use resurgam_client::{Client, Patience};
 use resurgam_model::Role;
 use resurgam_model::agent::{HeartbeatTerms, Registration};
@@ -118,10 +118,10 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn start(settings: WorkerSettings, handler: Arc<dyn Handler>) -> Self {
+    pub(crate) fn start(server: &Server, worker: worker::Worker) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let shutdown = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let task = tokio::spawn(worker::run(settings, handler, shutdown));
+        let task = tokio::spawn(worker.run(Remote::new(server.client.clone()), shutdown));
         Self { stop, task: Some(task) }
     }
 
@@ -145,10 +145,9 @@ impl Drop for Worker {
     }
 }
 
-pub(crate) fn worker(server: &Server, id: &str, can: &str) -> WorkerSettings {
-    let mut settings = WorkerSettings::new(server.url(), agent(id), [capability(can)]);
-    settings.lease = Duration::from_secs(60);
-    settings
+/// A worker that does not lose its leases by itself.
+pub(crate) fn worker(id: &str) -> worker::Worker {
+    worker::Worker::new(agent(id)).lease(Duration::from_secs(60))
 }
 
 pub(crate) fn agent(id: &str) -> AgentId {

@@ -1,6 +1,5 @@
 //! Messages between agents, and about tasks.
 
-use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
 use resurgam_client::worker::Sha256;
@@ -68,7 +67,7 @@ async fn who_handed_in_a_task_is_told_how_it_ended() {
     let mut new = task("sha256", "abc");
     new.reply_to = Some(agent("boss"));
     let id = client.submit(&new).await.unwrap().id;
-    let _worker = Worker::start(worker(&server, "w", "sha256"), Arc::new(Sha256));
+    let _worker = Worker::start(&server, worker("w").on(capability("sha256"), Sha256));
     let got = client.receive(&agent("boss"), None, 10, WAIT).await.unwrap();
     assert_eq!((got.len(), &*got[0].kind), (1, "task.completed"));
     assert!(got[0].body.json().contains(&id.to_string()), "{}", got[0].body.json());

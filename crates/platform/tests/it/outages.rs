@@ -27,7 +27,7 @@ async fn the_registry_goes_and_comes_back() {
     let mut only_api = settings([Role::Api, Role::Supervisor]);
     only_api.registry_url = Some(registry.url());
     let api = Server::ready(only_api, sqlite(dir.path())).await;
-    let _worker = Worker::start(worker(&api, "w", "sha256"), Arc::new(Sha256));
+    let _worker = Worker::start(&api, worker("w").on(capability("sha256"), Sha256));
     until("registered", || async { state(&api, "w").await == Some(AgentState::Available) }).await;
 
     only_registry.listen = registry.address;
@@ -65,7 +65,7 @@ async fn results_outlast_an_outage_of_the_api() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
     let gate = Gate::closed();
-    let _worker = Worker::start(worker(&server, "w", "x"), gate.clone());
+    let _worker = Worker::start(&server, worker("w").on(capability("x"), gate.clone()));
     let batch: Vec<_> = (0..4).map(|n| task("x", &n.to_string())).collect();
     let submitted = server.client.submit_batch(&batch).await.unwrap();
     gate.running(4).await;
@@ -96,7 +96,7 @@ async fn a_worker_stays_known_and_keeps_its_tasks_while_the_api_is_away() {
     let api = Server::ready(only_api.clone(), sqlite(dir.path())).await;
     only_api.listen = api.address;
     let gate = Gate::closed();
-    let _worker = Worker::start(worker(&api, "w", "x"), gate.clone());
+    let _worker = Worker::start(&api, worker("w").on(capability("x"), gate.clone()));
     let id = api.client.submit(&task("x", "")).await.unwrap().id;
     gate.running(1).await;
 
@@ -136,7 +136,7 @@ async fn a_database_that_was_away_makes_no_agent_gone() {
     let mut settings = settings(Role::ALL);
     settings.heartbeat = terms(50, 400);
     let server = Server::ready(settings, flaky.clone()).await;
-    let _worker = Worker::start(worker(&server, "w", "sha256"), Arc::new(Sha256));
+    let _worker = Worker::start(&server, worker("w").on(capability("sha256"), Sha256));
     until("registered", || async { state(&server, "w").await == Some(AgentState::Available) })
         .await;
     let before = server.client.agent(&agent("w")).await.unwrap().unwrap();

@@ -1,6 +1,5 @@
 //! The way of a task.
 
-use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
 use resurgam_client::worker::Sha256;
@@ -26,7 +25,7 @@ async fn from_its_handing_in_to_its_result() {
     assert_eq!((pending.ready, pending.running), (1, 0));
     assert_eq!(pending.capabilities[&capability("sha256")].ready, 1);
 
-    let worker = Worker::start(worker(&server, "w/1", "sha256"), Arc::new(Sha256));
+    let worker = Worker::start(&server, worker("w/1").on(capability("sha256"), Sha256));
     let done = reaches(client, first.id, TaskState::Completed).await;
     assert_eq!(
         done.result.unwrap().text(),

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use resurgam_client::worker::{Handler, HandlerError, Sha256};
-use resurgam_model::Payload;
-use resurgam_model::Role;
-use resurgam_model::task::{Lease, TaskState};
+use resurgam_client::worker::{Handler, HandlerError, Job, Sha256};
+use resurgam_model::task::TaskState;
+use resurgam_model::{Duration, Payload, Role};
 use resurgam_store::LeasesOf;
 use tokio::sync::watch;
 
@@ -63,12 +62,12 @@ impl Drop for Running<'_> {
 
 #[async_trait]
 impl Handler for Gate {
-    async fn handle(&self, lease: &Lease) -> Result<Payload, HandlerError> {
+    async fn handle(&self, job: Job) -> Result<Payload, HandlerError> {
         self.running.send_modify(|running| *running += 1);
         let mut running = Running { gate: self, finished: false };
         self.open.subscribe().wait_for(|open| *open).await.unwrap();
         running.finished = true;
-        Ok(lease.payload.clone())
+        Ok(job.payload().clone())
     }
 }
 
@@ -79,7 +78,7 @@ async fn the_tasks_of_a_killed_worker_go_to_another() {
     settings.heartbeat = terms(100, 600);
     let server = Server::ready(settings, sqlite(dir.path())).await;
     let gate = Gate::closed();
-    let victim = Worker::start(worker(&server, "victim", "sha256"), gate.clone());
+    let victim = Worker::start(&server, worker("victim").on(capability("sha256"), gate.clone()));
     let batch: Vec<_> = (0..3).map(|n| task("sha256", &n.to_string())).collect();
     let submitted = server.client.submit_batch(&batch).await.unwrap();
     gate.running(3).await;
@@ -87,7 +86,7 @@ async fn the_tasks_of_a_killed_worker_go_to_another() {
     gate.running(0).await;
 
     // Its leases would last a minute: it is the missing heartbeat that returns them.
-    let _heir = Worker::start(worker(&server, "heir", "sha256"), Arc::new(Sha256));
+    let _heir = Worker::start(&server, worker("heir").on(capability("sha256"), Sha256));
     for submitted in submitted {
         let task = reaches(&server.client, submitted.id, TaskState::Completed).await;
         assert_eq!((task.attempts, task.held_by.is_none()), (2, true), "{task:?}");
@@ -99,12 +98,12 @@ async fn a_new_life_takes_the_tasks_of_the_old_one_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
     let gate = Gate::closed();
-    let old = Worker::start(worker(&server, "w", "x"), gate.clone());
+    let old = Worker::start(&server, worker("w").on(capability("x"), gate.clone()));
     let id = server.client.submit(&task("x", "same")).await.unwrap().id;
     gate.running(1).await;
     old.kill().await;
     gate.open();
-    let _new = Worker::start(worker(&server, "w", "x"), gate);
+    let _new = Worker::start(&server, worker("w").on(capability("x"), gate));
     let task = reaches(&server.client, id, TaskState::Completed).await;
     assert_eq!(task.attempts, 2);
 }
@@ -114,11 +113,10 @@ async fn work_whose_lease_was_lost_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
     let gate = Gate::closed();
-    let mut settings = worker(&server, "w", "x");
-    settings.lease = resurgam_model::Duration::from_secs(1);
+    let only = worker("w").on(capability("x"), gate.clone());
     // It cannot claim the task again before it has dropped it.
-    settings.concurrency = 1;
-    let _worker = Worker::start(settings, gate.clone());
+    let only = only.lease(Duration::from_secs(1)).concurrency(1);
+    let _worker = Worker::start(&server, only);
     let id = server.client.submit(&task("x", "done")).await.unwrap().id;
     gate.running(1).await;
     let life = server.client.agent(&agent("w")).await.unwrap().unwrap().instance;
@@ -136,7 +134,7 @@ async fn a_worker_that_is_to_end_finishes_what_it_has_begun() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
     let gate = Gate::closed();
-    let worker = Worker::start(worker(&server, "w", "x"), gate.clone());
+    let worker = Worker::start(&server, worker("w").on(capability("x"), gate.clone()));
     let id = server.client.submit(&task("x", "done")).await.unwrap().id;
     gate.running(1).await;
     let stopping = tokio::spawn(worker.stop());
@@ -156,9 +154,8 @@ async fn what_does_not_end_within_the_grace_goes_back() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::whole(&dir).await;
     let gate = Gate::closed();
-    let mut settings = worker(&server, "w", "x");
-    settings.grace = resurgam_model::Duration::from_millis(50);
-    let worker = Worker::start(settings, gate.clone());
+    let hasty = worker("w").on(capability("x"), gate.clone()).grace(Duration::from_millis(50));
+    let worker = Worker::start(&server, hasty);
     let id = server.client.submit(&task("x", "")).await.unwrap().id;
     gate.running(1).await;
     worker.stop().await;
@@ -171,8 +168,8 @@ struct Clumsy;
 
 #[async_trait]
 impl Handler for Clumsy {
-    async fn handle(&self, lease: &Lease) -> Result<Payload, HandlerError> {
-        assert!(lease.attempt > 1, "this panic is part of the test");
+    async fn handle(&self, job: Job) -> Result<Payload, HandlerError> {
+        assert!(job.attempt() > 1, "this panic is part of the test");
         Ok(Payload::from_text(&"x".repeat(5000)))
     }
 }
@@ -183,9 +180,9 @@ async fn a_panic_is_a_failure_and_a_result_that_is_refused_is_the_end() {
     let mut settings = settings(Role::ALL);
     settings.limits = resurgam_platform::serve::Limits::with_payload(1000);
     let server = Server::ready(settings, sqlite(dir.path())).await;
-    let _worker = Worker::start(worker(&server, "w", "x"), Arc::new(Clumsy));
+    let _worker = Worker::start(&server, worker("w").on(capability("x"), Clumsy));
     let mut new = task("x", "");
-    new.retry.backoff = resurgam_model::Duration::from_millis(1);
+    new.retry.backoff = Duration::from_millis(1);
     let id = server.client.submit(&new).await.unwrap().id;
     let dead = reaches(&server.client, id, TaskState::Dead).await;
     assert_eq!(dead.attempts, 2);

@@ -46,7 +46,6 @@ impl ApiArgs {
     ///
     /// # Errors
     /// Wrong usage, when the address cannot be called or a file cannot be used.
-    #[allow(dead_code, reason = "the commands that use it come next")]
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         self.builder()?.build().map_err(|error| {
             Failure::usage(format!("{error}; see --api, --token-file, --cacert, --cert and --key"))
@@ -57,7 +56,7 @@ impl ApiArgs {
     ///
     /// # Errors
     /// Wrong usage, when a file cannot be read.
-    pub(crate) fn builder(&self) -> Result<ClientBuilder, Failure> {
+    fn builder(&self) -> Result<ClientBuilder, Failure> {
         let mut builder = Client::builder(&self.url);
         if let Some(token) = self.token()? {
             builder = builder.token(token);

@@ -1,6 +1,8 @@
 //! `resurgam worker`
 
-use resurgam_client::worker::{self, WorkerSettings};
+use std::sync::Arc;
+
+use resurgam_client::worker::{Exec, Remote, Sha256, Worker};
 use resurgam_model::AgentId;
 
 use crate::cli::WorkerArgs;
@@ -19,12 +21,18 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
             "nothing built in can do {unknown}; name the program that can with --exec"
         )));
     }
-    let mut settings = WorkerSettings::new(args.api.builder()?, name, args.capabilities);
-    settings.concurrency = args.concurrency;
-    settings.lease = args.lease;
-    settings.exec = args.exec;
-    let handler = settings.handler()?;
-    worker::run(settings, handler, shutdown::requested()).await?;
+    let exec = args.exec.as_deref().map(Exec::new).transpose()?.map(Arc::new);
+    let mut worker = Worker::new(name)
+        .concurrency(args.concurrency)
+        .lease(args.lease)
+        .version(env!("CARGO_PKG_VERSION"));
+    for capability in args.capabilities {
+        worker = match &exec {
+            Some(exec) => worker.on(capability, Arc::clone(exec)),
+            None => worker.on(capability, Sha256),
+        };
+    }
+    worker.run(Remote::new(args.api.client()?), shutdown::requested()).await?;
     Ok(code::OK)
 }
 
