@@ -141,8 +141,9 @@ impl Client {
 
     /// Claims tasks, waiting up to `wait` (at most 30 s) until there is one.
     pub async fn claim(&self, claim: &Claim, wait: Duration) -> Result<Vec<Lease>> {
-        let Claim { agent, instance, capabilities, max, lease } = claim.clone();
-        let request = wire::ClaimRequest { agent, instance, capabilities, max, lease, wait };
+        let Claim { agent, instance, capabilities, max, lease, id, again } = claim.clone();
+        let request =
+            wire::ClaimRequest { agent, instance, capabilities, max, lease, wait, id, again };
         let answer: wire::Leases<_> =
             self.call(Method::POST, self.url("tasks/claim", &[])?, Some(&request), wait).await?;
         Ok(answer.leases)

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use resurgam_model::agent::{Agent, HeartbeatTerms};
 use resurgam_model::task::{Claim, LeaseRef, TaskCounts};
-use resurgam_model::{AgentId, Capability, Duration, InstanceId, Role};
+use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +109,12 @@ pub struct ClaimRequest {
     /// How long to wait for a task when there is none; at most 30 s.
     #[serde(default)]
     pub wait: Duration,
+    /// Names this claim, so that it can be made `again` when its answer was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ClaimId>,
+    /// The claim `id` was made before and its answer was lost: what it took is given again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 fn one() -> u32 {
@@ -123,8 +129,8 @@ impl ClaimRequest {
     /// The claim, and how long it may wait.
     #[must_use]
     pub fn split(self) -> (Claim, Duration) {
-        let Self { agent, instance, capabilities, max, lease, wait } = self;
-        (Claim { agent, instance, capabilities, max, lease }, wait)
+        let Self { agent, instance, capabilities, max, lease, wait, id, again } = self;
+        (Claim { agent, instance, capabilities, max, lease, id, again }, wait)
     }
 }
 

@@ -62,6 +62,8 @@ uuid_id! {
     RunId;
     /// A token that lets somebody in; the id is no secret.
     TokenId;
+    /// One claim of tasks: repeating it after a lost answer gives the same leases again.
+    ClaimId;
     /// A workflow that was started.
     WorkflowId;
 }
@@ -158,6 +160,8 @@ name_id! {
     ComponentName "component name";
     /// What people call a token: `ci`, `team-a`.
     TokenName "token name";
+    /// A schedule that hands in tasks.
+    ScheduleName "name of a schedule";
 }
 
 #[cfg(test)]

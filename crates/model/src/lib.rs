@@ -8,6 +8,7 @@ pub mod agent;
 pub mod database;
 pub mod duration;
 pub mod id;
+pub mod limit;
 pub mod message;
 pub mod objective;
 pub mod payload;
@@ -15,13 +16,14 @@ pub mod plan;
 pub mod report;
 pub mod role;
 pub mod scenario;
+pub mod schedule;
 pub mod schema;
 pub mod task;
 
 pub use duration::Duration;
 pub use id::{
-    AgentId, Capability, ComponentName, IncidentId, InstanceId, MessageId, RunId, TaskId, TokenId,
-    TokenName, WorkflowId,
+    AgentId, Capability, ClaimId, ComponentName, IncidentId, InstanceId, MessageId, RunId,
+    ScheduleName, TaskId, TokenId, TokenName, WorkflowId,
 };
 pub use jiff::Timestamp;
 pub use objective::{Objectives, Severity};

@@ -13,6 +13,7 @@
 mod api;
 mod heartbeats;
 mod problem;
+mod queue;
 mod registry;
 pub mod serve;
 mod supervisor;

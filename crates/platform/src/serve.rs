@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::api::{self, App, Schema};
 use crate::heartbeats::{self, Heartbeats};
 use crate::waiting::Waiting;
-use crate::{registry, supervisor};
+use crate::{queue, registry, supervisor};
 
 /// What a process is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,6 +260,12 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     let mut loops = JoinSet::new();
     if app.plays(Role::Registry) {
         loops.spawn(registry::run(Arc::clone(&app)));
+    }
+    if app.plays(Role::Api) {
+        loops.spawn(queue::wake(Arc::clone(&app)));
+    }
+    if app.plays(Role::Api) || app.plays(Role::Supervisor) {
+        loops.spawn(queue::keep(Arc::clone(&app)));
     }
     if app.plays(Role::Supervisor) {
         loops.spawn(supervisor::run(Arc::clone(&app)));

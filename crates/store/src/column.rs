@@ -1,6 +1,7 @@
 //! What both adapters do to get values in and out of columns.
 
 use resurgam_model::agent::{AgentQuery, AgentState, Heartbeat, OwnState};
+use resurgam_model::task::TaskState;
 use resurgam_model::{Duration, Payload, TaskId, Timestamp};
 
 use crate::{Error, Result};
@@ -18,6 +19,11 @@ pub(crate) fn millis(duration: Duration) -> i64 {
 pub(crate) fn micros(duration: Duration) -> i64 {
     let longest = u128::from(LONGEST_MS) * 1000;
     i64::try_from(duration.0.as_micros().min(longest)).unwrap_or(i64::MAX)
+}
+
+/// A count for a column of 32 bits; nobody counts further.
+pub(crate) fn small(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
 }
 
 /// A point in time from microseconds since 1970.
@@ -56,27 +62,24 @@ pub(crate) fn unsigned<T: TryFrom<i64>>(number: i64) -> Result<T> {
     T::try_from(number).map_err(|_| Error::Corrupt(format!("the number {number} is out of range")))
 }
 
-/// The kind of the message that tells of a completed task.
-pub(crate) const COMPLETED: &str = "task.completed";
-
-/// The kind of the message that tells of a dead task.
-pub(crate) const DEAD: &str = "task.dead";
-
 /// Why a try failed whose lease ran out.
 pub(crate) const EXPIRED: &str = "the lease ran out without a word from its holder";
 
 /// Why a try failed whose holder is no longer there.
 pub(crate) const HOLDER_GONE: &str = "the holder of the lease is gone";
 
-/// What the message about a completed task says.
-pub(crate) fn completed_body(task: TaskId, result: &str) -> String {
-    format!(r#"{{"task":"{task}","state":"completed","result":{result}}}"#)
-}
+/// Why a try failed that took too long.
+pub(crate) const TIMED_OUT: &str = "the try took longer than the task's timeout";
 
-/// What the message about a dead task says.
-pub(crate) fn dead_body(task: TaskId, error: &str) -> String {
-    let error = serde_json::Value::from(error);
-    format!(r#"{{"task":"{task}","state":"dead","error":{error}}}"#)
+/// What the message about a task says that is over: `said` is the result of a completed task as
+/// JSON, or else the reason.
+pub(crate) fn over_body(task: TaskId, state: TaskState, said: &str) -> String {
+    let name = state.as_str();
+    if state == TaskState::Completed {
+        return format!(r#"{{"task":"{task}","state":"{name}","result":{said}}}"#);
+    }
+    let error = serde_json::Value::from(said);
+    format!(r#"{{"task":"{task}","state":"{name}","error":{error}}}"#)
 }
 
 /// How long the ids of acknowledged messages are remembered: longer than a sender that did not

@@ -85,6 +85,14 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether PostgreSQL ended the transaction because it and another waited for each other.
+    pub(crate) fn is_deadlock(&self) -> bool {
+        matches!(self, Self::Postgres { source, .. }
+            if source.code().is_some_and(|code| code.code() == "40P01"))
+    }
+}
+
 fn sqlite_is_transient(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode as Code;
     // A failed flush or a transaction that was rolled back whole is not the fault of the request.

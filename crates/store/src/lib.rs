@@ -8,7 +8,8 @@
 //! - A call that returned an error for which [`Error::is_transient`] holds may or may not have
 //!   taken effect. Every call may be repeated: keys, tokens and message ids make the repetition
 //!   harmless.
-//! - Each call is one transaction, however many items it carries.
+//! - A call that hands in, ends or takes back is one transaction, however many items it carries.
+//!   A claim may be several, one after the other: each lease that it answers is durable.
 //!
 //! # Why operations and not queries
 //! The seam is at "claim tasks", not at "run SQL", so that each adapter can use what its
@@ -16,19 +17,26 @@
 //! the other.
 
 pub mod access;
+mod allowance;
+mod bell;
 mod column;
 mod error;
 mod figures;
+mod limits;
 mod meters;
 pub mod postgres;
 mod registry;
+mod schedules;
 pub mod sqlite;
 
 pub use access::{Access, AuditQuery};
+pub use bell::{Wake, Wakes};
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
+pub use limits::Limits;
 pub use meters::Meters;
 pub use registry::{Expired, Order, Registered, Registry};
+pub use schedules::{Fired, Schedules};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,8 +44,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::task::{
-    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
-    TaskQuery,
+    Change, Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task,
+    TaskCounts, TaskQuery,
 };
 use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -46,9 +54,12 @@ use serde::{Deserialize, Serialize};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The whole seam.
-pub trait Store: Tasks + Registry + Messages + Access + Figures + Admin {}
+pub trait Store:
+    Tasks + Limits + Schedules + Registry + Messages + Access + Figures + Admin
+{
+}
 
-impl<T: Tasks + Registry + Messages + Access + Figures + Admin> Store for T {}
+impl<T: Tasks + Limits + Schedules + Registry + Messages + Access + Figures + Admin> Store for T {}
 
 /// A store that many can share.
 pub type SharedStore = Arc<dyn Store>;
@@ -84,15 +95,19 @@ pub trait Tasks: Send + Sync + 'static {
     /// already (also one that occurs twice in the same call) gives the earlier task back.
     async fn submit(&self, tasks: &[NewTask]) -> Result<Vec<Submitted>>;
 
-    /// Claims up to `claim.max` tasks that are ready, whose time has come and whose capability
-    /// the claimer has: highest priority first, then the longest waiting. Each claim raises the
-    /// task's token and its count of attempts.
+    /// Claims up to `claim.max` tasks that are ready and whose capability the claimer has. The
+    /// capabilities take turns, so that none starves: in the order given each gets an equal
+    /// share of `max`, rounded up, and what is left over goes to those that have more. Within a
+    /// capability the highest priority goes first, then the longest waiting; where keys take
+    /// turns ([`Limits`]), that holds within a key. Each claim raises the task's token and its
+    /// count of attempts.
     ///
     /// # Errors
     /// [`Error::UnknownAgent`] unless the agent is registered, in this life, and available.
     async fn claim(&self, claim: &Claim) -> Result<Vec<Lease>>;
 
-    /// Extends leases to `lease` from now. Answers one outcome per lease, in order.
+    /// Extends leases to `lease` from now, but not beyond the timeout of the try, after which
+    /// they are [`Outcome::Stale`]. Answers one outcome per lease, in order.
     async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>>;
 
     /// Completes tasks, and sends each one's `reply_to` a `task.completed` message in the same
@@ -101,19 +116,36 @@ pub trait Tasks: Send + Sync + 'static {
     /// yet still counts.
     async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>>;
 
-    /// Ends tries that failed: back to ready after the policy's wait, or dead when tries are
+    /// Ends tries that failed: scheduled for after the policy's wait, or dead when tries are
     /// used up or `retry` is false; a dead task sends `reply_to` a `task.dead` message. Saying
     /// the same again under the same token is [`Outcome::Accepted`] if the task has not been
     /// claimed since.
     async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>>;
 
-    /// Takes back up to `limit` leases that have expired: ready at once, or dead when tries are
-    /// used up. Returns how many were taken back.
+    /// Takes back up to `limit` leases that have expired: ready at once, after the policy's wait
+    /// when it was the try's timeout that ended them, or dead when tries are used up. Returns
+    /// how many were taken back.
     async fn return_expired(&self, limit: u32) -> Result<u64>;
 
     /// Takes back the leases of an agent: those of one life, or all that are not of the life
     /// `except`. Ready at once, or dead when tries are used up.
     async fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> Result<u64>;
+
+    /// Makes up to `limit` tasks ready whose time has come. Answers how many, and when the time
+    /// of the next one comes.
+    async fn promote(&self, limit: u32) -> Result<Promoted>;
+
+    /// Takes back tasks that are not over, also those under a lease, whose holders learn of it
+    /// at their next word. `reply_to` gets a `task.cancelled` message. One word per task.
+    async fn cancel(&self, tasks: &[TaskId], reason: &str) -> Result<Vec<Change>>;
+
+    /// Makes dead or cancelled tasks ready again, with all their tries. Tasks of workflows stay
+    /// as they are: their workflow is what can be tried again. One word per task.
+    async fn requeue(&self, tasks: &[TaskId]) -> Result<Vec<Change>>;
+
+    /// Forgets up to `limit` finished tasks whose time to be kept is over, with their
+    /// idempotency keys. Answers how many.
+    async fn purge(&self, limit: u32) -> Result<u64>;
 
     /// One task.
     async fn task(&self, id: TaskId) -> Result<Option<Task>>;
@@ -121,8 +153,27 @@ pub trait Tasks: Send + Sync + 'static {
     /// Tasks in the order in which they were handed in, after `after` if given.
     async fn tasks(&self, query: &TaskQuery) -> Result<Vec<Task>>;
 
-    /// Counts by capability, in the order of the names.
-    async fn task_counts(&self) -> Result<Vec<(Capability, TaskCounts)>>;
+    /// Counts by capability, in the order of the names. Counting what is completed or cancelled
+    /// takes time in proportion to it, and is left out with [`Counted::Open`].
+    async fn task_counts(&self, counted: Counted) -> Result<Vec<(Capability, TaskCounts)>>;
+}
+
+/// What [`Tasks::promote`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Promoted {
+    /// So many are ready now.
+    pub promoted: u64,
+    /// When the time of the next one comes, if there is one.
+    pub next: Option<Timestamp>,
+}
+
+/// Which tasks are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Those that are not over, and the dead.
+    Open,
+    /// All that are kept.
+    All,
 }
 
 /// Which leases of an agent.
@@ -166,6 +217,9 @@ pub trait Admin: Send + Sync + 'static {
     /// Writes a row and reads it back in another transaction: what works here works for the
     /// platform.
     async fn check(&self) -> Result<Check>;
+
+    /// Tells of tasks that become ready, in this process and, with PostgreSQL, in all.
+    fn wakes(&self) -> Wakes;
 
     /// `sqlite` or `postgres`.
     fn kind(&self) -> &'static str;

@@ -35,6 +35,8 @@ pub(super) async fn claim(
             capabilities: shared.capabilities.clone(),
             max: asked.count(),
             lease: shared.settings.lease,
+            id: None,
+            again: false,
         };
         let leases = persistently(&shared, &claim).await;
         asked.came(leases.len());

@@ -165,6 +165,7 @@ mod tests {
             payload: Payload::default(),
             attempt: 1,
             until: Timestamp::now(),
+            timeout_at: None,
         }
     }
 

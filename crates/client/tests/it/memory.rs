@@ -80,6 +80,7 @@ impl Memory {
             payload: Payload::from_json(json).unwrap(),
             attempt: 0,
             until: Timestamp::now(),
+            timeout_at: None,
         };
         self.with(|inner| inner.ready.extend(payloads.into_iter().map(lease)));
     }

@@ -1,7 +1,5 @@
 //! `/tasks`: hand in, look at, claim, and say what became of them.
 
-use std::collections::BTreeMap;
-
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -15,7 +13,7 @@ use resurgam_model::TaskId;
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
-use resurgam_store::Error;
+use resurgam_store::{Counted, Error};
 use tokio::time::Instant;
 
 use super::body::{Json, Parameters, PathId};
@@ -81,17 +79,7 @@ pub(super) async fn submit_batch(
 }
 
 async fn accept(app: &App, tasks: &[NewTask]) -> Result<Vec<Submitted>, Problem> {
-    let submitted = app.store.submit(tasks).await?;
-    let mut fresh = BTreeMap::<_, usize>::new();
-    for (task, submitted) in tasks.iter().zip(&submitted) {
-        if submitted.created {
-            *fresh.entry(&task.capability).or_default() += 1;
-        }
-    }
-    for (capability, count) in fresh {
-        app.claims.wake(capability, count);
-    }
-    Ok(submitted)
+    Ok(app.store.submit(tasks).await?)
 }
 
 pub(super) async fn list(
@@ -111,7 +99,7 @@ pub(super) async fn one(
 
 pub(super) async fn pending(State(app): Shared) -> Result<Answer<Pending>, Problem> {
     let mut pending = Pending::default();
-    for (capability, counts) in app.store.task_counts().await? {
+    for (capability, counts) in app.store.task_counts(Counted::Open).await? {
         pending.ready += counts.ready;
         pending.running += counts.running;
         pending.capabilities.insert(capability, counts);
@@ -204,7 +192,6 @@ pub(super) async fn fail(
         return Ok(Answer(Outcomes { outcomes: Vec::new() }));
     }
     let outcomes = app.store.fail(&request.failures).await?;
-    app.claims.recheck();
     app.readers.wake_all();
     Ok(Answer(Outcomes { outcomes }))
 }

@@ -17,6 +17,7 @@ fn job(text: &str) -> Job {
         payload: Payload::from_text(text),
         attempt: 2,
         until: Timestamp::now(),
+        timeout_at: None,
     })
 }
 

@@ -10,15 +10,18 @@ use resurgam_model::access::{
 use resurgam_model::agent::{
     Agent, AgentPage, AgentQuery, Heartbeat, HeartbeatTerms, Registration,
 };
+use resurgam_model::limit::Limit;
 use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::schedule::{NewSchedule, Schedule};
 use resurgam_model::task::{
-    Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskCounts,
-    TaskQuery,
+    Change, Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task,
+    TaskCounts, TaskQuery,
 };
-use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId, TokenId};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId, TokenId};
 use resurgam_store::{
-    Access, Admin, AuditQuery, Check, Error, Expired, Figures, LeasesOf, Messages, Meters, Order,
-    Registered, Registry, Result, SharedStore, Snapshot, Tasks,
+    Access, Admin, AuditQuery, Check, Counted, Error, Expired, Figures, Fired, LeasesOf, Limits,
+    Messages, Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore,
+    Snapshot, Tasks, Wakes,
 };
 
 /// Another store behind a switch. What it says when it is away must not get outside.
@@ -68,7 +71,23 @@ through! {
         fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> u64;
         fn task(&self, id: TaskId) -> Option<Task>;
         fn tasks(&self, query: &TaskQuery) -> Vec<Task>;
-        fn task_counts(&self) -> Vec<(Capability, TaskCounts)>;
+        fn task_counts(&self, counted: Counted) -> Vec<(Capability, TaskCounts)>;
+        fn promote(&self, limit: u32) -> Promoted;
+        fn cancel(&self, tasks: &[TaskId], reason: &str) -> Vec<Change>;
+        fn requeue(&self, tasks: &[TaskId]) -> Vec<Change>;
+        fn purge(&self, limit: u32) -> u64;
+    }
+    Limits {
+        fn set_limit(&self, capability: &Capability, limit: &Limit) -> ();
+        fn remove_limit(&self, capability: &Capability) -> bool;
+        fn limits(&self) -> Vec<(Capability, Limit)>;
+    }
+    Schedules {
+        fn put_schedule(&self, name: &ScheduleName, new: &NewSchedule) -> Schedule;
+        fn remove_schedule(&self, name: &ScheduleName) -> bool;
+        fn schedule(&self, name: &ScheduleName) -> Option<Schedule>;
+        fn schedules(&self) -> Vec<Schedule>;
+        fn fire(&self) -> Vec<Fired>;
     }
     Registry {
         fn register_under(&self, registration: &Registration, terms: &HeartbeatTerms)
@@ -119,6 +138,10 @@ impl Admin for Flaky {
 
     async fn check(&self) -> Result<Check> {
         self.store()?.check().await
+    }
+
+    fn wakes(&self) -> Wakes {
+        self.store.wakes()
     }
 
     fn kind(&self) -> &'static str {

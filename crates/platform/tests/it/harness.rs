@@ -169,6 +169,8 @@ pub(crate) fn claim(id: &str, instance: InstanceId, can: &str) -> Claim {
         capabilities: vec![capability(can)],
         max: 1,
         lease: Duration::from_secs(60),
+        id: None,
+        again: false,
     }
 }
 

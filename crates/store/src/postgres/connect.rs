@@ -4,16 +4,17 @@
 //! server that was stopped with a signal still accepts connections and then never says a word.
 
 use std::fmt::Write as _;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::Connect;
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_postgres::config::{Host as Address, SslMode};
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Notification, SimpleQueryMessage};
 
 use super::Settings;
 use crate::{Error, Result};
@@ -103,7 +104,8 @@ fn common(all: &Config, settings: &Settings) -> Config {
     let end = timeout.saturating_add(Duration::from_secs(1)).as_millis().min(86_400_000);
     let options = format!(
         "{} -c lock_timeout={end} -c idle_in_transaction_session_timeout={end} \
-         -c client_connection_check_interval=1000 -c default_transaction_isolation=read\\ committed",
+         -c client_connection_check_interval=1000 -c default_transaction_isolation=read\\ committed \
+         {PLANS}",
         all.get_options().unwrap_or_default()
     );
     config
@@ -119,6 +121,12 @@ fn common(all: &Config, settings: &Settings) -> Config {
     config
 }
 
+/// How statements are planned. The tables of a queue are now empty and now full, and statistics
+/// follow late: plans made for the one must do for the other. Each statement here has an index
+/// made for it, and is to be planned once and not at each use.
+const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off \
+     -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off";
+
 /// Connects for the pool.
 pub(super) struct Race {
     pub(super) hosts: Arc<[Host]>,
@@ -133,7 +141,7 @@ type Connecting<'a> = Pin<
 impl Connect for Race {
     fn connect(&self, _: &Config) -> Connecting<'_> {
         Box::pin(async move {
-            let outcome = race(&self.hosts, self.timeout).await;
+            let outcome = race(&self.hosts, self.timeout, None).await;
             let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
             match outcome {
                 Ok(connected) => {
@@ -155,14 +163,22 @@ fn nobody() -> tokio_postgres::Error {
     tokio_postgres::Error::__private_api_timeout()
 }
 
+/// Where the notifications of a connection go.
+pub(super) type Tell = mpsc::UnboundedSender<Notification>;
+
 /// A connection whose task ends with it.
-struct Connected {
+pub(super) struct Connected {
     parts: Option<(Client, JoinHandle<()>)>,
     // Kept beside the parts so that dropping need not take them apart.
     abort: tokio::task::AbortHandle,
 }
 
 impl Connected {
+    /// The connection, if it was not taken apart.
+    pub(super) fn client(&self) -> Option<&Client> {
+        self.parts.as_ref().map(|(client, _)| client)
+    }
+
     fn into_parts(mut self) -> Option<(Client, JoinHandle<()>)> {
         self.parts.take()
     }
@@ -176,17 +192,22 @@ impl Drop for Connected {
     }
 }
 
-async fn race(hosts: &Arc<[Host]>, timeout: Duration) -> Result<Connected, String> {
+/// Connects to the server that accepts writes, or tells what each of them said.
+pub(super) async fn race(
+    hosts: &Arc<[Host]>,
+    timeout: Duration,
+    tell: Option<Tell>,
+) -> Result<Connected, String> {
     let deadline = Instant::now() + timeout;
     let mut reasons: Vec<Option<String>> = hosts.iter().map(|_| None).collect();
     let mut attempts = JoinSet::new();
     let ask = |attempts: &mut JoinSet<_>, index: usize, wait: Duration| {
-        let hosts = Arc::clone(hosts);
+        let (hosts, tell) = (Arc::clone(hosts), tell.clone());
         attempts.spawn(async move {
             let attempt = async {
                 tokio::time::sleep(wait).await;
                 match hosts.get(index) {
-                    Some(host) => attempt(&host.config).await,
+                    Some(host) => attempt(&host.config, tell).await,
                     None => Err("is not in the list".to_owned()),
                 }
             };
@@ -223,11 +244,24 @@ async fn race(hosts: &Arc<[Host]>, timeout: Duration) -> Result<Connected, Strin
     Err(told)
 }
 
-async fn attempt(config: &Config) -> Result<Connected, String> {
-    let (client, connection) = config.connect(NoTls).await.map_err(|error| describe(&error))?;
+async fn attempt(config: &Config, tell: Option<Tell>) -> Result<Connected, String> {
+    let (client, mut connection) = config.connect(NoTls).await.map_err(|error| describe(&error))?;
     let task = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = describe(&error), "a connection to PostgreSQL ended");
+        while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+            match (message, &tell) {
+                (Ok(AsyncMessage::Notification(word)), Some(tell)) => {
+                    // An error says that nobody listens any more.
+                    let _ = tell.send(word);
+                }
+                (Ok(AsyncMessage::Notice(notice)), _) => {
+                    tracing::debug!(notice = notice.message(), "PostgreSQL says");
+                }
+                (Ok(_), _) => {}
+                (Err(error), _) => {
+                    tracing::debug!(error = describe(&error), "a connection to PostgreSQL ended");
+                    break;
+                }
+            }
         }
     });
     let abort = task.abort_handle();

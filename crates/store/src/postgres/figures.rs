@@ -18,14 +18,15 @@ impl Figures for PostgresStore {
                  sum(dead)::bigint AS dead,
                  (extract(epoch FROM now() - min(oldest)) * 1000000)::bigint AS oldest
              FROM (
-                 SELECT capability, count(*) FILTER (WHERE run_at <= now()) AS ready,
-                     count(*) FILTER (WHERE run_at > now()) AS scheduled, 0 AS running,
-                     0 AS dead, min(run_at) AS oldest
+                 SELECT capability, count(*) AS ready, 0 AS scheduled, 0 AS running, 0 AS dead,
+                     min(run_at) AS oldest
                  FROM tasks WHERE state = 'ready' GROUP BY capability
+                 UNION ALL SELECT capability, 0, count(*), 0, 0, NULL
+                 FROM tasks WHERE state = 'scheduled' GROUP BY capability
                  UNION ALL SELECT capability, 0, 0, count(*), 0, NULL
                  FROM tasks WHERE state = 'running' GROUP BY capability
                  UNION ALL SELECT capability, 0, 0, 0, count(*), NULL
-                 FROM tasks WHERE state = 'dead' GROUP BY capability
+                 FROM tasks_done WHERE state = 'dead' GROUP BY capability
              ) AS counts GROUP BY capability ORDER BY capability COLLATE \"C\"";
         let rows = self.query("take stock", sql, &[]).await?;
         let mut queues = Vec::with_capacity(rows.len());

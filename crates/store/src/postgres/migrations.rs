@@ -6,8 +6,9 @@ use super::{PostgresStore, get};
 use crate::{Error, Result};
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/postgres/0001_initial.sql"),
+    include_str!("../../migrations/postgres/0002_queue.sql"),
     include_str!("../../migrations/postgres/0003_registry.sql"),
     include_str!("../../migrations/postgres/0004_access.sql"),
 ];

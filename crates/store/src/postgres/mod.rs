@@ -1,17 +1,26 @@
 //! The store in PostgreSQL, for a platform on several machines.
 //!
 //! Every operation is one transaction and bounded in time. Rows are always locked in the same
-//! order, agents before tasks before mailboxes and each kind by its id, so that no two
-//! operations can wait for each other.
+//! order, agents before limits before tasks before mailboxes and each kind by its id, so that two
+//! operations rarely wait for each other; if they do, one is repeated.
 
 mod access;
+mod bell;
+mod changes;
+mod claim;
+mod claim_limited;
 mod connect;
+mod ends;
 mod figures;
+mod finish;
+mod limits;
 mod lookup;
 mod messages;
 mod migrations;
 mod registry;
+mod schedules;
 mod session;
+mod submit;
 mod take_back;
 mod task_rows;
 mod tasks;
@@ -27,7 +36,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use self::connect::{Host, Race};
-use crate::{Admin, Check, Error, Meters, Result};
+use crate::{Admin, Check, Error, Meters, Result, Wakes};
 
 /// How to reach the servers and how long to wait for them.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,7 +44,7 @@ pub struct Settings {
     /// `postgresql://user:password@host1:5432,host2:5433/name`. Name all servers: the one that
     /// accepts writes is found.
     pub url: String,
-    /// Most connections at once.
+    /// Most connections at once, beside one for notifications.
     pub max_pool_size: u32,
     /// The name under which the server shows them.
     pub application_name: String,
@@ -66,6 +75,8 @@ pub struct PostgresStore {
     /// Grows when connections made so far must not be used again.
     generation: AtomicU64,
     meters: Meters,
+    /// Who is told of tasks that become ready.
+    bells: Arc<bell::Bells>,
 }
 
 impl PostgresStore {
@@ -94,6 +105,7 @@ impl PostgresStore {
             .build()
             .map_err(|error| Error::Settings(error.to_string()))?;
         let timeout = settings.timeout;
+        let bells = bell::Bells::new(Arc::clone(&hosts), timeout);
         Ok(Self {
             pool,
             timeout,
@@ -101,6 +113,7 @@ impl PostgresStore {
             refusals,
             generation: AtomicU64::new(0),
             meters: Meters::default(),
+            bells,
         })
     }
 }
@@ -136,6 +149,10 @@ impl Admin for PostgresStore {
             return Err(Error::Corrupt("what the check wrote cannot be read back".to_owned()));
         }
         Ok(Check { at: crate::column::time(get(found, "at")?)?, location: get(found, "location")? })
+    }
+
+    fn wakes(&self) -> Wakes {
+        self.listen()
     }
 
     fn kind(&self) -> &'static str {

@@ -11,8 +11,7 @@ use resurgam_model::{AgentId, Capability, Duration, InstanceId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::messages::deliver;
-use super::take_back::{RETURN_EARLIER_LIVES, RETURN_LIFE, returned, take_back};
+use super::take_back::{RETURN_EARLIER_LIVES, RETURN_LIFE, take_back};
 use super::{PostgresStore, get};
 use crate::column::{agent_state, micros, own_state, parsed, to_json};
 use crate::{Error, Expired, Order, Registered, Registry, Result};
@@ -205,7 +204,7 @@ impl Registry for PostgresStore {
         let rows = session.query(RETURN_EARLIER_LIVES, &[&agent, &instance]).await?;
         session.batch("COMMIT").await?;
         session.finish();
-        Ok(Registered { leases_returned: returned(&rows)? })
+        Ok(Registered { leases_returned: self.returned(&rows)? })
     }
 
     async fn heartbeat(&self, beats: &[Heartbeat]) -> Result<Vec<bool>> {
@@ -248,6 +247,7 @@ impl Registry for PostgresStore {
             }
         }
         gone.sort();
+        let mut returned = Vec::new();
         if !gone.is_empty() {
             let ids: Vec<_> = gone.iter().map(|(id, _)| id.as_str()).collect();
             let instances: Vec<_> = gone.iter().map(|(_, instance)| *instance).collect();
@@ -259,7 +259,7 @@ impl Registry for PostgresStore {
                  ORDER BY t.id FOR UPDATE OF t",
                 "the holder of the lease is gone"
             );
-            session.query(sql, &[&ids, &instances]).await?;
+            returned = session.query(sql, &[&ids, &instances]).await?;
             let sql = "UPDATE agent_capabilities SET free = -1
                  WHERE agent = ANY ($1::text[]) AND free <> -1";
             session.query(sql, &[&ids]).await?;
@@ -269,6 +269,7 @@ impl Registry for PostgresStore {
         }
         session.batch("COMMIT").await?;
         session.finish();
+        self.returned(&returned)?;
         let seen = rows.len() as u64;
         let removed = removed.len() as u64;
         Ok(Expired { gone: gone.into_iter().map(|(agent, _)| agent).collect(), removed, seen })
@@ -279,12 +280,14 @@ impl Registry for PostgresStore {
         session.batch("BEGIN").await?;
         let sql = "DELETE FROM agents WHERE id = $1 AND instance = $2 RETURNING id";
         let gone = session.query(sql, &[&agent.as_str(), &instance.0]).await?;
+        let mut returned = Vec::new();
         if !gone.is_empty() {
             session.query(FORGET, &[&[agent.as_str()].as_slice()]).await?;
-            session.query(RETURN_LIFE, &[&agent.as_str(), &instance.0]).await?;
+            returned = session.query(RETURN_LIFE, &[&agent.as_str(), &instance.0]).await?;
         }
         session.batch("COMMIT").await?;
         session.finish();
+        self.returned(&returned)?;
         Ok(())
     }
 

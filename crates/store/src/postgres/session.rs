@@ -14,8 +14,11 @@ use super::PostgresStore;
 use crate::error::connection_is_lost;
 use crate::{Error, Result};
 
+/// A value for a statement.
+pub(super) type Param<'a> = &'a (dyn ToSql + Sync);
+
 /// Values for a statement.
-pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+pub(super) type Params<'a> = &'a [Param<'a>];
 
 /// A connection in use. Unless it is finished, it is closed when it is dropped: an operation
 /// that failed, timed out or was given up may have left anything on it.
@@ -76,10 +79,20 @@ impl PostgresStore {
         sql: &'static str,
         params: Params<'_>,
     ) -> Result<Vec<Row>> {
-        let mut session = self.session(action).await?;
-        let rows = session.query(sql, params).await?;
-        session.finish();
-        Ok(rows)
+        let mut tries = 0;
+        loop {
+            let mut session = self.session(action).await?;
+            match session.query(sql, params).await {
+                Ok(rows) => {
+                    session.finish();
+                    return Ok(rows);
+                }
+                // One of two that wait for each other is told to try again. Rows are locked in
+                // order where that is cheap, but a long statement need not be.
+                Err(error) if error.is_deadlock() && tries < 3 => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn no_writable_host(&self) -> Error {

@@ -2,38 +2,35 @@
 
 use tokio_postgres::Row;
 
-use super::get;
-use super::messages::deliver;
-use crate::Result;
-use crate::column::unsigned;
+use super::{PostgresStore, get};
+use crate::column::{parsed, unsigned};
+use crate::{Result, Wake};
 
 /// A statement that takes back the running tasks whose ids the given query locks, for the reason
-/// given: ready at once, or dead when tries are used up. Answers how many in `returned`.
+/// given: ready at once, or dead when tries are used up. What has run beyond its timeout has
+/// failed, and waits as after any failure. Answers how many, by capability, and whether they are
+/// ready.
 macro_rules! take_back {
     ($due:literal, $why:literal) => {
         concat!(
             "WITH due AS MATERIALIZED (",
             $due,
-            "), taken AS (
-                UPDATE tasks AS t SET
-                    state = CASE WHEN attempts >= max_attempts THEN 'dead' ELSE 'ready' END,
-                    finished_at =
-                        CASE WHEN attempts >= max_attempts THEN clock_timestamp() END,
-                    run_at = clock_timestamp(), error = '",
+            "), judged AS MATERIALIZED (
+                SELECT t.id, attempts >= max_attempts AS last, false AS failed,
+                    row_number() OVER (ORDER BY t.id) AS n,
+                    CASE WHEN timeout_at <= clock_timestamp()
+                        THEN 'the try took longer than the task''s timeout' ELSE '",
             $why,
-            "', held_by = NULL, held_instance = NULL, lease_until = NULL
-                FROM due WHERE t.id = due.id
-                RETURNING t.id, t.state, t.error, t.reply_to, t.seq
-            ), letters AS (
-                SELECT gen_random_uuid() AS id, 'agent-messages' AS topic, reply_to AS recipient,
-                    NULL::text AS sender, 'task.dead' AS kind,
-                    '{\"task\":\"' || id || '\",\"state\":\"dead\",\"error\":'
-                        || to_json(error) || '}' AS body,
-                    seq AS n
-                FROM taken WHERE state = 'dead' AND reply_to IS NOT NULL
+            "' END AS error,
+                    CASE WHEN timeout_at <= clock_timestamp() THEN ",
+            $crate::postgres::finish::policy_wait!(),
+            " ELSE 0 END AS wait_ms
+                FROM tasks AS t JOIN due ON due.id = t.id
             ), ",
-            deliver!("letters"),
-            " SELECT count(*) AS returned FROM taken"
+            $crate::postgres::finish::end_tries!("judged"),
+            " SELECT capability, state = 'ready' AS ready, count(*) AS number
+              FROM again GROUP BY 1, 2
+              UNION ALL SELECT capability, false, count(*) FROM over GROUP BY 1"
         )
     };
 }
@@ -64,7 +61,17 @@ pub(super) const RETURN_EXPIRED: &str = take_back!(
     "the lease ran out without a word from its holder"
 );
 
-/// How many a statement took back.
-pub(super) fn returned(rows: &[Row]) -> Result<u64> {
-    rows.first().map_or(Ok(0), |row| unsigned(get(row, "returned")?))
+impl PostgresStore {
+    /// How many a statement took back. To be called after its commit: wakes those who wait.
+    pub(super) fn returned(&self, rows: &[Row]) -> Result<u64> {
+        let mut all = 0;
+        for row in rows {
+            let count = unsigned(get(row, "number")?)?;
+            all += count;
+            if get(row, "ready")? {
+                self.ring(Wake { capability: parsed(get(row, "capability")?)?, count });
+            }
+        }
+        Ok(all)
+    }
 }

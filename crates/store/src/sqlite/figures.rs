@@ -29,17 +29,18 @@ fn take_stock(c: &Connection) -> Result<Snapshot, Fault> {
         "SELECT capability, sum(ready) AS ready, sum(scheduled) AS scheduled,
              sum(running) AS running, sum(dead) AS dead, min(oldest) AS oldest
          FROM (
-             SELECT capability, count(*) FILTER (WHERE run_at <= ?1) AS ready,
-                 count(*) FILTER (WHERE run_at > ?1) AS scheduled, 0 AS running, 0 AS dead,
+             SELECT capability, count(*) AS ready, 0 AS scheduled, 0 AS running, 0 AS dead,
                  min(run_at) AS oldest
              FROM tasks WHERE state = 'ready' GROUP BY capability
+             UNION ALL SELECT capability, 0, count(*), 0, 0, NULL
+             FROM tasks WHERE state = 'scheduled' GROUP BY capability
              UNION ALL SELECT capability, 0, 0, count(*), 0, NULL
              FROM tasks WHERE state = 'running' GROUP BY capability
              UNION ALL SELECT capability, 0, 0, 0, count(*), NULL
              FROM tasks WHERE state = 'dead' GROUP BY capability
          ) GROUP BY capability ORDER BY capability",
     )?;
-    let mut rows = statement.query([now])?;
+    let mut rows = statement.query([])?;
     let mut queues = Vec::new();
     while let Some(row) = rows.next()? {
         let oldest: Option<i64> = get(row, "oldest")?;

@@ -6,8 +6,9 @@ use super::fault::Fault;
 use crate::Error;
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/sqlite/0001_initial.sql"),
+    include_str!("../../migrations/sqlite/0002_queue.sql"),
     include_str!("../../migrations/sqlite/0003_registry.sql"),
     include_str!("../../migrations/sqlite/0004_access.sql"),
 ];

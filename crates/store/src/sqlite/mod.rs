@@ -4,14 +4,19 @@
 //! connections read; requests that come close together share a commit.
 
 mod access;
+mod claim;
 mod connection;
+mod ends;
 mod fault;
 mod figures;
+mod limits;
 mod lookup;
 mod messages;
 mod migrations;
 mod readers;
 mod registry;
+mod schedules;
+mod submit;
 mod tasks;
 mod writer;
 
@@ -27,7 +32,8 @@ use uuid::Uuid;
 use self::fault::Fault;
 use self::readers::Readers;
 use self::writer::Writer;
-use crate::{Admin, Check, Error, Meters, Result};
+use crate::bell::Bell;
+use crate::{Admin, Check, Error, Meters, Result, Wakes};
 
 /// A store in a SQLite file.
 pub struct SqliteStore {
@@ -35,6 +41,7 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
     meters: Arc<Meters>,
+    bell: Bell,
 }
 
 impl SqliteStore {
@@ -52,6 +59,7 @@ impl SqliteStore {
             writer: Writer::start(connection, Arc::clone(&meters))?,
             readers: Readers::new(path, Arc::clone(&meters)),
             meters,
+            bell: Bell::default(),
         })
     }
 }
@@ -89,6 +97,10 @@ impl Admin for SqliteStore {
         Ok(Check { at: crate::column::time(at)?, location: self.path.display().to_string() })
     }
 
+    fn wakes(&self) -> Wakes {
+        self.bell.listen()
+    }
+
     fn kind(&self) -> &'static str {
         "sqlite"
     }
@@ -107,4 +119,11 @@ fn get<T: FromSql>(row: &Row<'_>, column: &str) -> Result<T, Fault> {
 /// A column with an id.
 fn id(row: &Row<'_>, column: &str) -> Result<Uuid, Fault> {
     Ok(Uuid::from_bytes(row.get(column)?))
+}
+
+/// Something at random from 0 up to 1.
+fn chance() -> f64 {
+    // The last bits of a random id are as good as a generator of random numbers.
+    let (_, bits) = Uuid::new_v4().as_u64_pair();
+    f64::from(u32::try_from(bits & 0xffff_ffff).unwrap_or_default()) / f64::from(u32::MAX)
 }

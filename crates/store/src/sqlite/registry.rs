@@ -8,8 +8,8 @@ use resurgam_model::task::Claim;
 use resurgam_model::{AgentId, Capability, Duration, InstanceId};
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use super::ends::{Ready, return_leases};
 use super::fault::Fault;
-use super::tasks::return_leases;
 use super::{SqliteStore, get, id, lookup, now};
 use crate::column::{agent_state, micros, own_state, parsed, to_json};
 use crate::{Error, Expired, LeasesOf, Order, Registered, Registry, Result};
@@ -22,7 +22,12 @@ impl Registry for SqliteStore {
         terms: &HeartbeatTerms,
     ) -> Result<Registered> {
         let (registration, terms) = (registration.clone(), *terms);
-        self.writer.run("register an agent", move |c| register(c, &registration, &terms)).await
+        let request = move |c: &Connection| register(c, &registration, &terms);
+        let registered = self.writer.run("register an agent", request).await?;
+        if registered.leases_returned > 0 {
+            self.bell.ring_for_all();
+        }
+        Ok(registered)
     }
 
     async fn heartbeat(&self, beats: &[Heartbeat]) -> Result<Vec<bool>> {
@@ -36,7 +41,12 @@ impl Registry for SqliteStore {
 
     async fn expire(&self, watched: Duration, keep: Duration, limit: u32) -> Result<Expired> {
         let (watched, keep) = (micros(watched), micros(keep));
-        self.writer.run("expire agents", move |c| expire(c, watched, keep, limit)).await
+        let request = move |c: &Connection| expire(c, watched, keep, limit);
+        let expired = self.writer.run("expire agents", request).await?;
+        if !expired.gone.is_empty() {
+            self.bell.ring_for_all();
+        }
+        Ok(expired)
     }
 
     async fn deregister(&self, agent: &AgentId, instance: InstanceId) -> Result<()> {
@@ -47,11 +57,13 @@ impl Registry for SqliteStore {
                 .execute(params![agent.as_str(), instance.0.as_bytes()])?;
             if gone > 0 {
                 forget(c, agent.as_str())?;
-                return_leases(c, &agent, LeasesOf::Life(instance))?;
+                return_leases(c, &agent, LeasesOf::Life(instance), &mut Ready::new())?;
             }
             Ok(())
         };
-        self.writer.run("deregister an agent", request).await
+        self.writer.run("deregister an agent", request).await?;
+        self.bell.ring_for_all();
+        Ok(())
     }
 
     async fn order(&self, agent: &AgentId, order: &Order) -> Result<Option<Agent>> {
@@ -166,7 +178,9 @@ fn register(
     }
     spread(c, agent)?;
     let earlier = LeasesOf::EarlierLives(registration.instance);
-    Ok(Registered { leases_returned: return_leases(c, &registration.id, earlier)? })
+    Ok(Registered {
+        leases_returned: return_leases(c, &registration.id, earlier, &mut Ready::new())?,
+    })
 }
 
 fn heartbeat(c: &Connection, beat: &Heartbeat, now: i64) -> Result<bool, Fault> {
@@ -244,7 +258,7 @@ fn expire(c: &Connection, watched: i64, keep: i64, limit: u32) -> Result<Expired
             )?
             .execute(params![agent.as_str(), now.saturating_add(keep)])?;
             spread(c, agent.as_str())?;
-            return_leases(c, &agent, LeasesOf::Life(instance))?;
+            return_leases(c, &agent, LeasesOf::Life(instance), &mut Ready::new())?;
             expired.gone.push(agent);
         }
     }

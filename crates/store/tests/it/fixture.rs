@@ -69,6 +69,7 @@ pub(crate) fn capability(name: &str) -> Capability {
 pub(crate) fn task(kind: &str) -> NewTask {
     let mut task = NewTask::new(capability(kind), Payload::from_json("{ \"n\":1.0 }").unwrap());
     task.retry.backoff = NOTHING;
+    task.retry.jitter = 0;
     task
 }
 
@@ -92,7 +93,8 @@ pub(crate) async fn register(store: &SharedStore, name: &str) -> InstanceId {
 }
 
 pub(crate) fn wanted(name: &str, instance: InstanceId, max: u32, lease: Duration) -> Claim {
-    Claim { agent: agent(name), instance, capabilities: vec![capability("x")], max, lease }
+    let capabilities = vec![capability("x")];
+    Claim { agent: agent(name), instance, capabilities, max, lease, id: None, again: false }
 }
 
 /// Registers an agent, hands in a task for it, and claims it.

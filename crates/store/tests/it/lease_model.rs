@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use resurgam_model::agent::HeartbeatTerms;
-use resurgam_model::task::{LeaseRef, Outcome, TaskQuery, TaskState, Token};
+use resurgam_model::task::{Change, LeaseRef, Outcome, TaskQuery, TaskState, Token};
 use resurgam_model::{InstanceId, TaskId};
 use resurgam_store::{LeasesOf, SharedStore};
 
@@ -19,6 +19,8 @@ enum Step {
     Extend { task: usize, late: bool, expired: bool },
     Complete { task: usize, late: bool },
     Fail { task: usize, late: bool, retry: bool },
+    Cancel { task: usize },
+    Requeue { task: usize },
     ReturnExpired,
     ReturnLeases { agent: usize, earlier: bool },
     Register { agent: usize, new_life: bool },
@@ -38,14 +40,17 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(kind, priority, max_attempts, waits, key)| {
                 Step::Submit { kind, priority, max_attempts, waits, key }
             }),
-        6 => (0..2_usize, rare(), prop::collection::vec(0..2_usize, 0..3), 0..4_u32, yes())
+        6 => (0..2_usize, rare(), prop::collection::vec(0..2_usize, 0..4), 0..4_u32, yes())
             .prop_map(|(agent, old_life, kinds, max, expired)| {
                 Step::Claim { agent, old_life, kinds, max, expired }
             }),
         2 => (task.clone(), rare(), yes())
             .prop_map(|(task, late, expired)| Step::Extend { task, late, expired }),
         4 => (task.clone(), rare()).prop_map(|(task, late)| Step::Complete { task, late }),
-        4 => (task, rare(), yes()).prop_map(|(task, late, retry)| Step::Fail { task, late, retry }),
+        4 => (task.clone(), rare(), yes())
+            .prop_map(|(task, late, retry)| Step::Fail { task, late, retry }),
+        1 => task.clone().prop_map(|task| Step::Cancel { task }),
+        2 => task.prop_map(|task| Step::Requeue { task }),
         3 => Just(Step::ReturnExpired),
         1 => (0..2_usize, yes()).prop_map(|(agent, earlier)| Step::ReturnLeases { agent, earlier }),
         3 => (0..2_usize, yes()).prop_map(|(agent, new_life)| Step::Register { agent, new_life }),
@@ -68,8 +73,37 @@ struct ModelTask {
     failed_token: i64,
     /// By whom, in which life, and whether the lease is over.
     held: Option<(usize, InstanceId, bool)>,
-    /// Its time has not come and will not come during the test.
-    later: bool,
+    /// Whose lease was the last one, once the task is over.
+    last_held: Option<usize>,
+}
+
+/// What a claim takes of the tasks that are ready, which are in the order of their queue.
+fn in_turns<'m>(
+    ready: Vec<&'m mut ModelTask>,
+    kinds: &[usize],
+    max: usize,
+) -> Vec<&'m mut ModelTask> {
+    let mut turns = kinds.to_vec();
+    turns.dedup();
+    if let [first, .., last] = turns[..]
+        && first == last
+    {
+        turns.pop();
+    }
+    let mut queues: Vec<Vec<_>> = turns.iter().map(|_| Vec::new()).collect();
+    for task in ready.into_iter().rev() {
+        let turn = turns.iter().position(|kind| *kind == task.kind).unwrap();
+        queues[turn].push(task);
+    }
+    let share = max.div_ceil(turns.len().max(1));
+    let mut taken = Vec::new();
+    for most in [share, max] {
+        for queue in &mut queues {
+            let count = most.min(max - taken.len()).min(queue.len());
+            taken.extend(queue.drain(queue.len() - count..).rev());
+        }
+    }
+    taken
 }
 
 #[derive(Default)]
@@ -86,10 +120,11 @@ impl Model {
         for task in &mut self.tasks {
             if task.held.is_some_and(&which) {
                 taken += 1;
-                task.held = None;
+                let held = task.held.take();
                 task.state = TaskState::Ready;
                 if task.attempts >= task.max_attempts {
                     task.state = TaskState::Dead;
+                    task.last_held = held.map(|(who, ..)| who);
                     self.letters.push((task.id, TaskState::Dead));
                 }
             }
@@ -137,7 +172,7 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
                         token: 0,
                         failed_token: 0,
                         held: None,
-                        later: false,
+                        last_held: None,
                     });
                 }
             }
@@ -156,12 +191,11 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
             let mut ready: Vec<_> = model
                 .tasks
                 .iter_mut()
-                .filter(|t| t.state == TaskState::Ready && !t.later && kinds.contains(&t.kind))
+                .filter(|t| t.state == TaskState::Ready && kinds.contains(&t.kind))
                 .collect();
             ready.sort_by_key(|t| -t.priority);
-            ready.truncate(max.try_into().unwrap());
             let mut expected = Vec::new();
-            for task in ready {
+            for task in in_turns(ready, &kinds, max.try_into().unwrap()) {
                 task.state = TaskState::Running;
                 task.attempts += 1;
                 task.token += 1;
@@ -191,7 +225,8 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
             let expected = match task {
                 None => Outcome::Unknown,
                 Some(task) if task.state == TaskState::Running && !late => {
-                    (task.state, task.held) = (TaskState::Completed, None);
+                    task.last_held = task.held.take().map(|(who, ..)| who);
+                    task.state = TaskState::Completed;
                     letter = Some((task.id, TaskState::Completed));
                     Outcome::Accepted
                 }
@@ -207,11 +242,14 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
             let expected = match task {
                 None => Outcome::Unknown,
                 Some(task) if task.state == TaskState::Running && !late => {
-                    (task.held, task.failed_token) = (None, task.token);
+                    let held = task.held.take();
+                    task.failed_token = task.token;
                     if retry && task.attempts < task.max_attempts {
-                        (task.state, task.later) = (TaskState::Ready, task.waits);
+                        task.state =
+                            if task.waits { TaskState::Scheduled } else { TaskState::Ready };
                     } else {
                         task.state = TaskState::Dead;
+                        task.last_held = held.map(|(who, ..)| who);
                         letter = Some((task.id, TaskState::Dead));
                     }
                     Outcome::Accepted
@@ -223,6 +261,35 @@ async fn take(step: &Step, model: &mut Model, store: &SharedStore) {
             };
             model.letters.extend(letter);
             assert_eq!(store.fail(&[failure(lease, retry)]).await.unwrap(), [expected]);
+        }
+        Step::Cancel { task } => {
+            let (lease, task) = model.word(task, false);
+            let mut letter = None;
+            let expected = match task {
+                None => Change::Unknown,
+                Some(task) if task.state.is_final() => Change::Unchanged,
+                Some(task) => {
+                    task.last_held = task.held.take().map(|(who, ..)| who);
+                    task.state = TaskState::Cancelled;
+                    letter = Some((task.id, TaskState::Cancelled));
+                    Change::Changed
+                }
+            };
+            model.letters.extend(letter);
+            assert_eq!(store.cancel(&[lease.task], "on a whim").await.unwrap(), [expected]);
+        }
+        Step::Requeue { task } => {
+            let (lease, task) = model.word(task, false);
+            let expected = match task {
+                None => Change::Unknown,
+                Some(task) if matches!(task.state, TaskState::Dead | TaskState::Cancelled) => {
+                    task.state = TaskState::Ready;
+                    (task.attempts, task.failed_token, task.last_held) = (0, 0, None);
+                    Change::Changed
+                }
+                Some(_) => Change::Unchanged,
+            };
+            assert_eq!(store.requeue(&[lease.task]).await.unwrap(), [expected]);
         }
         Step::ReturnExpired => {
             let expected = model.take_back(|(_, _, expired)| expired);
@@ -276,7 +343,7 @@ async fn compare(model: &Model, store: &SharedStore) {
         .tasks
         .iter()
         .map(|t| {
-            let held = t.held.map(|(who, _, _)| agent(AGENTS[who]));
+            let held = t.held.map(|(who, ..)| who).or(t.last_held).map(|who| agent(AGENTS[who]));
             (t.id, t.state, t.attempts, Token(t.token), held, t.state.is_final())
         })
         .collect();
@@ -294,16 +361,16 @@ async fn run(steps: Vec<Step>, store: Fixture) {
     let mut told: Vec<_> = letters
         .iter()
         .map(|letter| {
-            let (task, state) = model
-                .letters
-                .iter()
-                .find(|(task, _)| letter.body.json().contains(&task.to_string()))
-                .expect("a message about a task that is not over");
-            assert_eq!(letter.kind, format!("task.{}", state.as_str()));
-            *task
+            let body: serde_json::Value = serde_json::from_str(letter.body.json()).unwrap();
+            assert_eq!(letter.kind, format!("task.{}", body["state"].as_str().unwrap()));
+            (body["task"].as_str().unwrap().to_owned(), letter.kind.clone())
         })
         .collect();
-    let mut expected: Vec<_> = model.letters.iter().map(|(task, _)| *task).collect();
+    let mut expected: Vec<_> = model
+        .letters
+        .iter()
+        .map(|(task, state)| (task.to_string(), format!("task.{}", state.as_str())))
+        .collect();
     told.sort();
     expected.sort();
     assert_eq!(told, expected);

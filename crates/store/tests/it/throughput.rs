@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use resurgam_store::{Settings, SharedStore};
+use resurgam_store::{Counted, Settings, SharedStore};
 use resurgam_testing::ScratchPostgres;
 use tokio::task::JoinSet;
 
@@ -23,8 +23,10 @@ async fn of_sqlite() {
     raw.execute_batch(&format!(
         "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {OLD})
          INSERT INTO tasks (id, capability, state, payload, result, priority, attempts,
-             max_attempts, backoff_ms, max_backoff_ms, token, run_at, created_at, finished_at)
-         SELECT randomblob(16), 'x', 'completed', 'null', 'null', 0, 1, 3, 0, 0, 1, 0, 0, 0 FROM n"
+             max_attempts, fixed_backoff, backoff_ms, max_backoff_ms, jitter, token, run_at,
+             created_at, finished_at)
+         SELECT randomblob(16), 'x', 'completed', 'null', 'null', 0, 1, 3, 0, 0, 0, 0, 1, 0, 0, 0
+         FROM n"
     ))
     .unwrap();
     measure(&store).await;
@@ -37,19 +39,20 @@ async fn of_postgresql() {
     let Settings::Postgres(settings) = &store.settings else { panic!("not PostgreSQL") };
     let database = settings.url.rsplit('/').next().unwrap();
     let sql = format!(
-        "INSERT INTO tasks (seq, id, capability, state, payload, result, priority, attempts,
-             max_attempts, backoff_ms, max_backoff_ms, token, run_at, created_at, finished_at)
-         SELECT nextval('tasks_seq'), gen_random_uuid(), 'x', 'completed', 'null', 'null', 0, 1,
-             3, 0, 0, 1, now(), now(), now()
+        "INSERT INTO tasks_done (id, capability, state, payload, result, priority, attempts,
+             max_attempts, fixed_backoff, backoff_ms, max_backoff_ms, jitter, token, run_at,
+             created_at, finished_at, expires_at)
+         SELECT gen_random_uuid(), 'x', 'completed', 'null', 'null', 0, 1, 3, false, 0, 0, 0, 1,
+             now(), now(), now(), now() + interval '7 days'
          FROM generate_series(1, {OLD});
-         ANALYZE tasks;"
+         VACUUM ANALYZE tasks_done;"
     );
     ScratchPostgres::shared().unwrap().execute(database, &sql).await.unwrap();
     measure(&store).await;
 }
 
 async fn measure(store: &SharedStore) {
-    for batch in [1_usize, 20] {
+    for batch in [1_usize, 20, 250] {
         let began = Instant::now();
         let mut workers = JoinSet::new();
         for n in 0..WORKERS {
@@ -75,6 +78,6 @@ async fn measure(store: &SharedStore) {
         );
     }
     let began = Instant::now();
-    store.task_counts().await.unwrap();
+    store.task_counts(Counted::All).await.unwrap();
     println!("{} counted in {:?}", store.kind(), began.elapsed());
 }

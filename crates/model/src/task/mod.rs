@@ -1,25 +1,33 @@
 //! Tasks and the leases under which they are worked on.
 
+mod retry;
+
+pub use retry::{Backoff, RetryPolicy};
+
 use std::fmt;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::Moment;
-use crate::{AgentId, Capability, Duration, InstanceId, Payload, TaskId};
+use crate::schema::{Key, Moment};
+use crate::{AgentId, Capability, ClaimId, Duration, InstanceId, Payload, TaskId, WorkflowId};
 
 /// Where a task stands.
 ///
 /// ```text
-/// ready ──claim──▶ running ──complete──▶ completed
-///   ▲                 │
-///   └─ fail, expiry ──┴── tries used up ──▶ dead
+/// scheduled ──its time──▶ ready ──claim──▶ running ──complete──▶ completed
+///     ▲                     ▲                 │
+///     └────── fail ─────────┴── lease lost ───┼── tries used up ──▶ dead
+///  scheduled, ready, running ────── cancel ───┴───────────────▶ cancelled
+///                dead, cancelled ──requeue──▶ ready
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskState {
-    /// Waits to be claimed, perhaps until its time has come.
+    /// Its time has not come.
+    Scheduled,
+    /// Waits to be claimed.
     Ready,
     /// An agent holds a lease on it.
     Running,
@@ -27,24 +35,32 @@ pub enum TaskState {
     Completed,
     /// All tries failed: it waits for a person in the dead-letter queue.
     Dead,
+    /// Somebody took it back.
+    Cancelled,
 }
 
 impl TaskState {
+    /// All of them, in the order of a task's life.
+    pub const ALL: [Self; 6] =
+        [Self::Scheduled, Self::Ready, Self::Running, Self::Completed, Self::Dead, Self::Cancelled];
+
     /// The name in the database and in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Scheduled => "scheduled",
             Self::Ready => "ready",
             Self::Running => "running",
             Self::Completed => "completed",
             Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
         }
     }
 
-    /// Nothing changes it any more.
+    /// It is over: only requeueing changes it any more.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Completed | Self::Dead)
+        matches!(self, Self::Completed | Self::Dead | Self::Cancelled)
     }
 }
 
@@ -52,12 +68,12 @@ impl std::str::FromStr for TaskState {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Ready, Self::Running, Self::Completed, Self::Dead]
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| {
-                format!("there is no task state {text:?}; use ready, running, completed or dead")
-            })
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
+            format!(
+                "there is no task state {text:?}; use scheduled, ready, running, completed, dead \
+                 or cancelled"
+            )
+        })
     }
 }
 
@@ -72,38 +88,6 @@ pub struct Token(pub i64);
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-/// How often and how far apart a task is tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct RetryPolicy {
-    /// Claims that may end in failure or in a lost lease before the task is dead; at least 1.
-    pub max_attempts: u32,
-    /// The wait after the first failure; it doubles with each further one.
-    pub backoff: Duration,
-    /// The longest wait.
-    pub max_backoff: Duration,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self {
-            max_attempts: 25,
-            backoff: Duration::from_millis(500),
-            max_backoff: Duration::from_secs(300),
-        }
-    }
-}
-
-impl RetryPolicy {
-    /// The wait before the try that follows failure number `attempt` (1 is the first).
-    #[must_use]
-    pub fn delay_after(&self, attempt: u32) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(32);
-        let millis = self.backoff.as_millis().saturating_mul(1_u64 << doublings);
-        Duration::from_millis(millis.min(self.max_backoff.as_millis()))
     }
 }
 
@@ -126,12 +110,49 @@ pub struct NewTask {
     /// How long it waits before it can be claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Duration>,
+    /// Not to be claimed before this moment; instead of `delay`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub run_at: Option<Timestamp>,
+    /// How long one try may take: the lease cannot be extended beyond, and when it is over the
+    /// try has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// For whom or what it is done (a customer, an account): limits can hold for each key, and
+    /// keys take turns where they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Key>")]
+    pub key: Option<String>,
+    /// Words to find it by; at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<Key>", length(max = 32))]
+    pub tags: Vec<String>,
+    /// How long it is kept once it is completed or cancelled; [`DEFAULT_KEEP`] if not given.
+    /// Dead tasks stay until somebody deals with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Duration>,
     /// Tries and waits.
     #[serde(default)]
     pub retry: RetryPolicy,
     /// Who gets a message on the bus when the task is completed or dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<AgentId>,
+    /// The step of a workflow that it carries out. Callers cannot set it: only the platform
+    /// hands in such tasks.
+    #[serde(skip_deserializing, default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<WorkflowStep>,
+}
+
+/// How long completed and cancelled tasks are kept unless they say otherwise.
+pub const DEFAULT_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A step of a workflow.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct WorkflowStep {
+    /// The workflow.
+    pub workflow: WorkflowId,
+    /// The step, and which one of a fan-out.
+    pub step: String,
 }
 
 impl NewTask {
@@ -144,8 +165,14 @@ impl NewTask {
             idempotency_key: None,
             priority: 0,
             delay: None,
+            run_at: None,
+            timeout: None,
+            key: None,
+            tags: Vec::new(),
+            keep: None,
             retry: RetryPolicy::default(),
             reply_to: None,
+            workflow: None,
         }
     }
 }
@@ -178,11 +205,23 @@ pub struct Task {
     pub idempotency_key: Option<String>,
     /// Higher goes first.
     pub priority: i16,
-    /// Claims so far.
+    /// For whom or what it is done.
+    pub key: Option<String>,
+    /// Words to find it by.
+    pub tags: Vec<String>,
+    /// How long one try may take.
+    pub timeout: Option<Duration>,
+    /// Tries and waits.
+    pub retry: RetryPolicy,
+    /// Who gets a message when it is over.
+    pub reply_to: Option<AgentId>,
+    /// The step of a workflow that it carries out.
+    pub workflow: Option<WorkflowStep>,
+    /// Claims since it was handed in or requeued.
     pub attempts: u32,
     /// The token of the last lease; 0 before the first.
     pub token: Token,
-    /// Who holds the lease.
+    /// Who holds the lease; once it is over, who held the last one.
     pub held_by: Option<AgentId>,
     /// When the lease ends.
     #[schemars(with = "Option<Moment>")]
@@ -193,9 +232,15 @@ pub struct Task {
     /// When it was handed in.
     #[schemars(with = "Moment")]
     pub created_at: Timestamp,
-    /// When it was completed or declared dead.
+    /// When the last try began.
+    #[schemars(with = "Option<Moment>")]
+    pub started_at: Option<Timestamp>,
+    /// When it was completed, declared dead or cancelled.
     #[schemars(with = "Option<Moment>")]
     pub finished_at: Option<Timestamp>,
+    /// When it is forgotten.
+    #[schemars(with = "Option<Moment>")]
+    pub expires_at: Option<Timestamp>,
 }
 
 /// Which tasks an agent wants.
@@ -212,6 +257,13 @@ pub struct Claim {
     pub max: u32,
     /// How long the leases last unless extended.
     pub lease: Duration,
+    /// Names this claim, for [`Claim::again`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ClaimId>,
+    /// The claim was made before and its answer was lost: what it took is given again, and
+    /// only if it took nothing it is made anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// The right to work on a task for a while.
@@ -230,6 +282,10 @@ pub struct Lease {
     /// When the right ends unless it is extended.
     #[schemars(with = "Moment")]
     pub until: Timestamp,
+    /// Beyond which it cannot be extended, if the task has a timeout.
+    #[schemars(with = "Option<Moment>")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_at: Option<Timestamp>,
 }
 
 /// Names a lease.
@@ -281,17 +337,49 @@ pub enum Outcome {
     Unknown,
 }
 
+/// What became of an order to cancel or requeue a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// Done.
+    Changed,
+    /// The task was in another state, in which this cannot be done; nothing was changed.
+    Unchanged,
+    /// There is no such task.
+    Unknown,
+}
+
 /// Tasks by state, for one capability or all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct TaskCounts {
-    /// Waiting.
+    /// Waiting for their time.
+    pub scheduled: u64,
+    /// Waiting to be claimed.
     pub ready: u64,
     /// Under a lease.
     pub running: u64,
-    /// Done.
+    /// Done, and not yet forgotten. 0 where finished tasks were not counted.
     pub completed: u64,
     /// Given up.
     pub dead: u64,
+    /// Taken back, and not yet forgotten. 0 where finished tasks were not counted.
+    pub cancelled: u64,
+}
+
+impl TaskCounts {
+    /// The count of one state.
+    #[must_use]
+    pub fn of(&mut self, state: TaskState) -> &mut u64 {
+        match state {
+            TaskState::Scheduled => &mut self.scheduled,
+            TaskState::Ready => &mut self.ready,
+            TaskState::Running => &mut self.running,
+            TaskState::Completed => &mut self.completed,
+            TaskState::Dead => &mut self.dead,
+            TaskState::Cancelled => &mut self.cancelled,
+        }
+    }
 }
 
 /// Which tasks to list.
@@ -302,6 +390,12 @@ pub struct TaskQuery {
     pub state: Option<TaskState>,
     /// Only those of this kind.
     pub capability: Option<Capability>,
+    /// Only those with this key.
+    #[schemars(with = "Option<Key>")]
+    pub key: Option<String>,
+    /// Only those with this tag.
+    #[schemars(with = "Option<Key>")]
+    pub tag: Option<String>,
     /// Only those that came after this one.
     pub after: Option<TaskId>,
     /// At most so many; 0 stands for 100, and 1000 is the most.
@@ -321,20 +415,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backoff_doubles_up_to_its_limit_and_never_overflows() {
-        let policy = RetryPolicy {
-            max_attempts: 5,
-            backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(1),
-        };
-        let waits: Vec<_> = (1..=6).map(|n| policy.delay_after(n).as_millis()).collect();
-        assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(policy.delay_after(u32::MAX).as_millis(), 1000);
-    }
-
-    #[test]
     fn unknown_fields_of_a_task_are_refused() {
         let error = serde_json::from_str::<NewTask>(r#"{"capability":"x","prio":3}"#).unwrap_err();
         assert!(error.to_string().contains("prio"), "{error}");
+    }
+
+    #[test]
+    fn nobody_hands_in_a_task_of_a_workflow() {
+        let json = format!(
+            r#"{{"capability":"x","workflow":{{"workflow":"{}","step":"a"}}}}"#,
+            WorkflowId::new()
+        );
+        assert!(serde_json::from_str::<NewTask>(&json).is_err());
     }
 }

@@ -1,0 +1,159 @@
+//! Tells of tasks that become ready in all processes that use the database.
+//!
+//! One connection beside the pool both listens and notifies. Words are gathered while the last
+//! ones are on their way, so that a flood of tasks costs few notifications; and they are sent
+//! after the commit, outside of it: a transaction that notifies would hold a lock over the whole
+//! server until its commit is on disk.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use resurgam_model::Capability;
+use tokio::sync::{Notify, mpsc};
+use tokio_postgres::Notification;
+
+use super::PostgresStore;
+use super::connect::{Connected, Host, race};
+use crate::bell::Bell;
+use crate::{Wake, Wakes};
+
+/// The channel of the database.
+const LISTEN: &str = "SET synchronous_commit = off; LISTEN resurgam_work";
+const NOTIFY: &str = "SELECT pg_notify('resurgam_work', word) FROM unnest($1::text[]) AS word";
+
+/// Waits between attempts to connect.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// The listeners here, and what is to be told elsewhere.
+pub(super) struct Bells {
+    here: Bell,
+    elsewhere: Mutex<BTreeMap<Capability, u64>>,
+    /// Told when there is something to tell, and when the bells go away.
+    rung: Arc<Notify>,
+    started: AtomicBool,
+    hosts: Arc<[Host]>,
+    timeout: Duration,
+}
+
+impl Bells {
+    pub(super) fn new(hosts: Arc<[Host]>, timeout: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            here: Bell::default(),
+            elsewhere: Mutex::default(),
+            rung: Arc::default(),
+            started: AtomicBool::new(false),
+            hosts,
+            timeout,
+        })
+    }
+
+    /// Starts the connection, once.
+    fn start(self: &Arc<Self>) {
+        if self.started.load(Ordering::Relaxed) {
+            return;
+        }
+        // Without a runtime nothing could use the store either.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !self.started.swap(true, Ordering::AcqRel) {
+            let (bells, rung) = (Arc::downgrade(self), Arc::clone(&self.rung));
+            runtime.spawn(keep(bells, rung));
+        }
+    }
+
+    fn take(&self) -> Vec<String> {
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = std::mem::take(&mut *elsewhere);
+        words.into_iter().map(|(capability, count)| format!("{count} {capability}")).collect()
+    }
+
+    fn hear(&self, word: &str) {
+        let wake = word.split_once(' ').and_then(|(count, capability)| {
+            Some(Wake { capability: capability.parse().ok()?, count: count.parse().ok()? })
+        });
+        match wake {
+            Some(wake) => self.here.ring(wake),
+            None => tracing::warn!("a notification on the channel resurgam_work is not ours"),
+        }
+    }
+}
+
+impl Drop for Bells {
+    fn drop(&mut self) {
+        self.rung.notify_one();
+    }
+}
+
+impl PostgresStore {
+    pub(super) fn listen(&self) -> Wakes {
+        self.bells.start();
+        self.bells.here.listen()
+    }
+
+    /// Tells that tasks have become ready.
+    pub(super) fn ring(&self, wake: Wake) {
+        self.bells.start();
+        {
+            let mut elsewhere = self.bells.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+            *elsewhere.entry(wake.capability.clone()).or_default() += wake.count;
+        }
+        self.bells.here.ring(wake);
+        self.bells.rung.notify_one();
+    }
+}
+
+/// Keeps the connection until the bells are gone.
+async fn keep(bells: Weak<Bells>, rung: Arc<Notify>) {
+    loop {
+        let Some((hosts, timeout)) =
+            bells.upgrade().map(|bells| (Arc::clone(&bells.hosts), bells.timeout))
+        else {
+            return;
+        };
+        let (tell, told) = mpsc::unbounded_channel();
+        match race(&hosts, timeout, Some(tell)).await {
+            Ok(connected) => {
+                if let Err(error) = serve(&bells, &rung, &connected, told).await {
+                    tracing::debug!(%error, "the connection for notifications ended");
+                }
+            }
+            Err(reasons) => tracing::debug!(reasons, "no connection for notifications"),
+        }
+        if bells.strong_count() == 0 {
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn serve(
+    bells: &Weak<Bells>,
+    rung: &Notify,
+    connected: &Connected,
+    mut told: mpsc::UnboundedReceiver<Notification>,
+) -> Result<(), tokio_postgres::Error> {
+    let Some(client) = connected.client() else { return Ok(()) };
+    client.batch_execute(LISTEN).await?;
+    let myself: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)?;
+    let notify = client.prepare(NOTIFY).await?;
+    if let Some(bells) = bells.upgrade() {
+        bells.here.ring_for_all();
+    }
+    loop {
+        tokio::select! {
+            () = rung.notified() => {
+                let Some(words) = bells.upgrade().map(|bells| bells.take()) else { return Ok(()) };
+                if !words.is_empty() {
+                    client.execute(&notify, &[&words]).await?;
+                }
+            }
+            word = told.recv() => {
+                let (Some(word), Some(bells)) = (word, bells.upgrade()) else { return Ok(()) };
+                if word.process_id() != myself {
+                    bells.hear(word.payload());
+                }
+            }
+        }
+    }
+}
