@@ -224,6 +224,7 @@ async fn failing_puts_the_task_back_after_a_wait(store: Fixture) {
     let instance = register(&store, "w").await;
     for expected in [1, 2, 3, 3] {
         let lease = loop {
+            store.promote(10).await.unwrap();
             let mut leases = store.claim(&wanted("w", instance, 1, HOUR)).await.unwrap();
             if let Some(lease) = leases.pop() {
                 break lease;
