@@ -9,8 +9,8 @@ use resurgam_client::Client;
 use resurgam_client::worker::{HandlerError, Job, Remote, Worker, handler};
 use resurgam_model::agent::Registration;
 use resurgam_model::task::{Claim, Completion, Lease, LeaseRef, NewTask, Outcome};
-use resurgam_model::{AgentId, Capability, InstanceId, Payload};
-use resurgam_store::{SharedStore, postgres};
+use resurgam_model::{AgentId, Capability, ClaimId, InstanceId, Payload};
+use resurgam_store::{Counted, SharedStore, Wakes, postgres};
 use tokio::sync::mpsc;
 
 use crate::Settings;
@@ -78,7 +78,7 @@ impl Target {
 
     /// How many wait.
     pub async fn ready(&self) -> Result<u64, Failure> {
-        let counts = self.store()?.task_counts().await?;
+        let counts = self.store()?.task_counts(Counted::Open).await?;
         Ok(counts.iter().map(|(_, counts)| counts.ready).sum())
     }
 
@@ -91,8 +91,16 @@ impl Target {
         let mut registration = Registration::new(id.clone(), instance, capabilities.clone());
         registration.capacity = 1000;
         store.register(&registration).await?;
-        let claim = Claim { agent: id, instance, capabilities, max: 1, lease: LEASE };
-        Ok(Agent { store, claim })
+        let claim = Claim {
+            agent: id,
+            instance,
+            capabilities,
+            max: 1,
+            lease: LEASE,
+            id: None,
+            again: false,
+        };
+        Ok(Agent { wakes: store.wakes(), store, claim })
     }
 
     /// Starts a worker that says when its handler began.
@@ -158,17 +166,21 @@ async fn begun(
 pub struct Agent {
     store: SharedStore,
     claim: Claim,
+    wakes: Wakes,
 }
 
 impl Agent {
     pub async fn claim(&mut self, max: u32) -> Result<Vec<Lease>, Failure> {
         self.claim.max = max;
+        // So that a claim whose answer was lost could be made again.
+        self.claim.id = Some(ClaimId::new());
         Ok(self.store.claim(&self.claim).await?)
     }
 
     /// Waits until there may be something.
     pub async fn idle(&mut self) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // A word can be lost.
+        let _ = tokio::time::timeout(Duration::from_millis(200), self.wakes.next()).await;
     }
 
     /// Completes all of them; says how many were accepted.
