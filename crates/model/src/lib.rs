@@ -19,6 +19,7 @@ pub mod scenario;
 pub mod schedule;
 pub mod schema;
 pub mod task;
+pub mod workflow;
 
 pub use duration::Duration;
 pub use id::{

@@ -28,6 +28,7 @@ pub mod postgres;
 mod registry;
 mod schedules;
 pub mod sqlite;
+pub mod workflows;
 
 pub use access::{Access, AuditQuery};
 pub use bell::{Wake, Wakes};
@@ -37,6 +38,7 @@ pub use limits::Limits;
 pub use meters::Meters;
 pub use registry::{Expired, Order, Registered, Registry};
 pub use schedules::{Fired, Schedules};
+pub use workflows::Workflows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,11 +57,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The whole seam.
 pub trait Store:
-    Tasks + Limits + Schedules + Registry + Messages + Access + Figures + Admin
+    Tasks + Limits + Schedules + Workflows + Registry + Messages + Access + Figures + Admin
 {
 }
 
-impl<T: Tasks + Limits + Schedules + Registry + Messages + Access + Figures + Admin> Store for T {}
+impl<T: Tasks + Limits + Schedules + Workflows + Registry + Messages + Access + Figures + Admin>
+    Store for T
+{
+}
 
 /// A store that many can share.
 pub type SharedStore = Arc<dyn Store>;

@@ -1,120 +1,13 @@
 //! Where a workflow stands, what happens to it, and what follows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 
+pub use resurgam_model::workflow::{Fan, StepState, WorkflowState};
 use resurgam_model::{Duration, Payload, TaskId, Timestamp, WorkflowId};
 use serde::{Deserialize, Serialize};
 
 use crate::definition::TaskTerms;
 use crate::{Place, StepId, WorkKey};
-
-/// Where a workflow stands.
-///
-/// ```text
-/// running ◀──▶ waiting ────────────────▶ completed
-///    └────┬──────┘
-///         ▼ failure, time-out, cancel
-///    compensating ──▶ failed, cancelled ──retry──▶ running
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WorkflowState {
-    /// Some step is being worked on.
-    Running,
-    /// It only waits: for signals, approvals or timers.
-    Waiting,
-    /// It goes back: what runs comes to its end, then what was completed is undone.
-    Compensating,
-    /// Done.
-    Completed,
-    /// It failed, and all that could be undone was.
-    Failed,
-    /// It was cancelled, and all that could be undone was.
-    Cancelled,
-}
-
-/// Where a step or an item stands.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum StepState {
-    /// Its turn has not come.
-    #[default]
-    Pending,
-    /// Its task or its sub-workflow is under way.
-    Running,
-    /// It waits for a signal, an approval or a timer.
-    Waiting,
-    /// Done. It never runs again unless it is undone first.
-    Completed,
-    /// It failed.
-    Failed,
-    /// Its condition was false, or all that it needs was skipped.
-    Skipped,
-    /// The workflow ended before it.
-    Cancelled,
-    /// It is being undone.
-    Compensating,
-    /// It was undone.
-    Compensated,
-    /// Undoing it failed.
-    CompensationFailed,
-}
-
-macro_rules! names {
-    ($type:ident, $what:literal, $($variant:ident $name:literal),+) => {
-        impl $type {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// The name in the database and in JSON.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = String;
-
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                Self::ALL.iter().copied().find(|state| state.as_str() == text).ok_or_else(|| {
-                    let all: Vec<_> = Self::ALL.iter().map(|state| state.as_str()).collect();
-                    format!(concat!("there is no ", $what, " {:?}; use one of {}"), text,
-                        all.join(", "))
-                })
-            }
-        }
-    };
-}
-
-names!(
-    WorkflowState, "workflow state", Running "running", Waiting "waiting",
-    Compensating "compensating", Completed "completed", Failed "failed", Cancelled "cancelled"
-);
-names!(
-    StepState, "step state", Pending "pending", Running "running", Waiting "waiting",
-    Completed "completed", Failed "failed", Skipped "skipped", Cancelled "cancelled",
-    Compensating "compensating", Compensated "compensated",
-    CompensationFailed "compensation-failed"
-);
-
-impl WorkflowState {
-    /// Nothing changes it any more but a retry.
-    #[must_use]
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
-    }
-}
 
 /// How a workflow that goes back will end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,27 +60,6 @@ pub struct Row {
     pub started_at: Option<Timestamp>,
     /// When it came to its end.
     pub finished_at: Option<Timestamp>,
-}
-
-/// How many items of a step stand where.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fan {
-    /// All of them.
-    pub total: u32,
-    /// Those whose turn has not come.
-    pub pending: u32,
-    /// Those that are worked on.
-    pub running: u32,
-    /// Those that are done, and not undone.
-    pub completed: u32,
-    /// Those that failed.
-    pub failed: u32,
-    /// Those that ended with the workflow.
-    pub cancelled: u32,
-    /// Those that were undone.
-    pub undone: u32,
-    /// Those whose undoing failed.
-    pub undo_failed: u32,
 }
 
 /// A signal that nobody has taken yet.

@@ -187,7 +187,7 @@ impl Found {
             };
             taken.push(((turn, Reverse(get::<i16>(row, "priority")?), task), lease));
         }
-        taken.sort_by(|(a, _), (b, _)| a.cmp(b));
+        taken.sort_by_key(|(place, _)| *place);
         self.leases.extend(taken.into_iter().map(|(_, lease)| lease));
         Ok(counts)
     }

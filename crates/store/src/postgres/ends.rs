@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use resurgam_model::Duration;
 use resurgam_model::task::{Completion, Failure, LeaseRef, Outcome, TaskState};
+use resurgam_model::{Duration, WorkflowId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -40,7 +40,7 @@ const COMPLETE: &str = concat!(
             t.failed_token AS end_failed, w.n
     ), ",
     finish!("over"),
-    " SELECT id, token, CASE WHEN limited THEN capability END AS limited FROM over"
+    " SELECT id, token, workflow, CASE WHEN limited THEN capability END AS limited FROM over"
 );
 
 const FAIL: &str = concat!(
@@ -58,8 +58,8 @@ const FAIL: &str = concat!(
         WHERE t.state = 'running' ORDER BY t.id FOR UPDATE OF t
     ), ",
     end_tries!("ended"),
-    " SELECT id, token, capability, state FROM again
-      UNION ALL SELECT id, token, capability, 'dead' FROM over"
+    " SELECT id, token, capability, state, NULL::uuid AS workflow FROM again
+      UNION ALL SELECT id, token, capability, 'dead', workflow FROM over"
 );
 
 const STANDING: &str = "SELECT id, token, failed_token, state FROM tasks WHERE id = ANY ($1)
@@ -73,7 +73,7 @@ impl PostgresStore {
     ) -> Result<Vec<Outcome>> {
         let (ids, tokens) = split(leases.iter().copied());
         let rows = self.query("extend leases", EXTEND, &[&ids, &tokens, &micros(lease)]).await?;
-        self.outcomes(leases.iter().copied().collect(), &rows, |_, _| false).await
+        self.outcomes(leases.to_vec(), &rows, |_, _| false).await
     }
 
     pub(super) async fn complete_tasks(&self, completions: &[Completion]) -> Result<Vec<Outcome>> {
@@ -81,6 +81,7 @@ impl PostgresStore {
         let (ids, tokens) = split(leases.iter().copied());
         let results: Vec<_> = completions.iter().map(|done| done.result.json()).collect();
         let rows = self.query("complete tasks", COMPLETE, &[&ids, &tokens, &results]).await?;
+        self.note_workflows(&rows)?;
         for row in &rows {
             // Another one may begin now.
             if let Some(capability) = get::<Option<&str>>(row, "limited")? {
@@ -99,12 +100,23 @@ impl PostgresStore {
         let retries: Vec<_> = failures.iter().map(|failure| failure.retry).collect();
         let params = [&ids as _, &tokens as _, &errors as _, &retries as _];
         let rows = self.query("record failed tries", FAIL, &params).await?;
+        self.note_workflows(&rows)?;
         for row in &rows {
             if get::<&str>(row, "state")? == TaskState::Ready.as_str() {
                 self.ring(Wake { capability: parsed(get(row, "capability")?)?, count: 1 });
             }
         }
         self.outcomes(leases, &rows, |_, failed_before| failed_before).await
+    }
+
+    /// Workflows whose tasks came to their end are advanced at once by whoever listens here.
+    fn note_workflows(&self, ended: &[Row]) -> Result<()> {
+        let mut moved = Vec::new();
+        for row in ended {
+            moved.extend(get::<Option<Uuid>>(row, "workflow")?.map(WorkflowId));
+        }
+        self.moved.add(moved);
+        Ok(())
     }
 
     /// What became of each word. `changed` has the leases that were changed. `said_before` tells

@@ -5,8 +5,10 @@
 //! operations rarely wait for each other; if they do, one is repeated.
 
 mod access;
+mod advance;
 mod bell;
 mod changes;
+mod checkpoints;
 mod claim;
 mod claim_limited;
 mod connect;
@@ -24,6 +26,8 @@ mod submit;
 mod take_back;
 mod task_rows;
 mod tasks;
+mod workflow_rows;
+mod workflows;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,6 +40,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use self::connect::{Host, Race};
+use crate::workflows::{Definitions, Moved};
 use crate::{Admin, Check, Error, Meters, Result, Wakes};
 
 /// How to reach the servers and how long to wait for them.
@@ -77,6 +82,9 @@ pub struct PostgresStore {
     meters: Meters,
     /// Who is told of tasks that become ready.
     bells: Arc<bell::Bells>,
+    /// Workflows to which something happened in this process.
+    moved: Moved,
+    definitions: Definitions,
 }
 
 impl PostgresStore {
@@ -114,6 +122,8 @@ impl PostgresStore {
             generation: AtomicU64::new(0),
             meters: Meters::default(),
             bells,
+            moved: Moved::default(),
+            definitions: Definitions::default(),
         })
     }
 }

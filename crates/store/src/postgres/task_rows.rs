@@ -51,6 +51,9 @@ macro_rules! tasks {
     };
 }
 
+/// The tasks of a workflow that are under way.
+pub(super) const OF_WORKFLOW: &str = concat!(tasks!(open: "workflow = $1"), " ORDER BY id");
+
 /// One task.
 const ONE: &str = tasks!(both: "id = $1");
 
@@ -135,7 +138,7 @@ impl PostgresStore {
     }
 }
 
-fn read_task(row: &Row) -> Result<Task> {
+pub(super) fn read_task(row: &Row) -> Result<Task> {
     let millis = |column| get::<i64>(row, column).and_then(unsigned).map(Duration::from_millis);
     let count = |column| unsigned(i64::from(get::<i32>(row, column)?));
     let workflow =

@@ -4,6 +4,8 @@
 //! connections read; requests that come close together share a commit.
 
 mod access;
+mod advance;
+mod checkpoints;
 mod claim;
 mod connection;
 mod ends;
@@ -18,6 +20,8 @@ mod registry;
 mod schedules;
 mod submit;
 mod tasks;
+mod workflow_rows;
+mod workflows;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +37,7 @@ use self::fault::Fault;
 use self::readers::Readers;
 use self::writer::Writer;
 use crate::bell::Bell;
+use crate::workflows::{Definitions, Moved};
 use crate::{Admin, Check, Error, Meters, Result, Wakes};
 
 /// A store in a SQLite file.
@@ -42,6 +47,9 @@ pub struct SqliteStore {
     readers: Readers,
     meters: Arc<Meters>,
     bell: Bell,
+    /// Workflows to which something happened in this process.
+    moved: Moved,
+    definitions: Arc<Definitions>,
 }
 
 impl SqliteStore {
@@ -60,6 +68,8 @@ impl SqliteStore {
             readers: Readers::new(path, Arc::clone(&meters)),
             meters,
             bell: Bell::default(),
+            moved: Moved::default(),
+            definitions: Arc::default(),
         })
     }
 }

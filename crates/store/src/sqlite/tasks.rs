@@ -42,6 +42,33 @@ impl SqliteStore {
     }
 }
 
+impl SqliteStore {
+    /// Runs a request that may end tasks: whoever listens advances their workflows at once.
+    async fn run_ending<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        request: impl FnOnce(&Connection, &mut Ready) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let request = |c: &Connection, ready: &mut Ready| {
+            let last = "SELECT coalesce(max(sequence), 0) FROM workflow_events";
+            let last: i64 = c.prepare_cached(last)?.query_row([], |row| row.get(0))?;
+            let answer = request(c, ready)?;
+            let mut moved = Vec::new();
+            let mut statement = c.prepare_cached(
+                "SELECT DISTINCT workflow FROM workflow_events WHERE sequence > ?1",
+            )?;
+            let mut rows = statement.query([last])?;
+            while let Some(row) = rows.next()? {
+                moved.push(WorkflowId(id(row, "workflow")?));
+            }
+            Ok((answer, moved))
+        };
+        let (answer, moved) = self.run(action, request).await?;
+        self.moved.add(moved);
+        Ok(answer)
+    }
+}
+
 #[async_trait]
 impl Tasks for SqliteStore {
     async fn submit(&self, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
@@ -77,7 +104,7 @@ impl Tasks for SqliteStore {
         let request = move |c: &Connection, ready: &mut Ready| {
             completions.iter().map(|done| ends::complete(c, done, ready)).collect()
         };
-        self.run("complete tasks", request).await
+        self.run_ending("complete tasks", request).await
     }
 
     async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>> {
@@ -85,20 +112,20 @@ impl Tasks for SqliteStore {
         let request = move |c: &Connection, ready: &mut Ready| {
             failures.iter().map(|failure| ends::fail(c, failure, ready)).collect()
         };
-        self.run("record failed tries", request).await
+        self.run_ending("record failed tries", request).await
     }
 
     async fn return_expired(&self, limit: u32) -> Result<u64> {
         let request =
             move |c: &Connection, ready: &mut Ready| ends::return_expired(c, limit, ready);
-        self.run("take expired leases back", request).await
+        self.run_ending("take expired leases back", request).await
     }
 
     async fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> Result<u64> {
         let agent = agent.clone();
         let request =
             move |c: &Connection, ready: &mut Ready| return_leases(c, &agent, whose, ready);
-        self.run("take leases back", request).await
+        self.run_ending("take leases back", request).await
     }
 
     async fn promote(&self, limit: u32) -> Result<Promoted> {
@@ -228,7 +255,7 @@ fn list(c: &Connection, query: &TaskQuery) -> Result<Vec<Task>, Fault> {
     Ok(tasks)
 }
 
-fn read_task(row: &Row<'_>) -> Result<Task, Fault> {
+pub(super) fn read_task(row: &Row<'_>) -> Result<Task, Fault> {
     let millis =
         |column| unsigned(get(row, column)?).map(Duration::from_millis).map_err(Fault::from);
     let workflow = get::<Option<[u8; 16]>>(row, "workflow")?

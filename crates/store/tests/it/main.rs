@@ -21,6 +21,7 @@ mod registry;
 mod sqlite_processes;
 mod tasks;
 mod throughput;
+mod workflows;
 
 /// Runs each test on both adapters.
 macro_rules! on_both {
