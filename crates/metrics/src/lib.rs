@@ -6,12 +6,14 @@
 //! task, and nothing is allocated once a series is there.
 
 mod by_capability;
+mod computed;
 mod histogram;
 mod process;
 mod registry;
 mod traces;
 
 pub use by_capability::{Capped, MOST_CAPABILITIES, OTHER};
+pub use computed::Computed;
 pub use histogram::{Histogram, LATENCY, SIZES, WORK};
 pub use process::{build_info, process};
 pub use prometheus_client::metrics::counter::Counter;

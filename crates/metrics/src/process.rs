@@ -1,14 +1,9 @@
 //! What every process tells of itself, under the names that Prometheus' own clients use.
 
-use std::fmt;
-
-use prometheus_client::encoding::{EncodeGaugeValue, EncodeMetric, MetricEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::family::Family;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{Fixed, Gauge, Registry};
+use crate::{Computed, Family, Fixed, Gauge, Registry};
 
 /// Adds memory, processor time, open files and the time of the start.
 pub fn process(registry: &mut Registry) {
@@ -16,34 +11,38 @@ pub fn process(registry: &mut Registry) {
         "process_cpu_seconds_total",
         "Processor time used, by the program and for it in the kernel",
         &[],
-        Read { kind: MetricType::Counter, value: cpu_seconds },
+        Computed::counter(cpu_seconds),
     );
-    let gauge = |value| Read { kind: MetricType::Gauge, value };
     registry.add(
         "process_resident_memory_bytes",
         "Memory that is in RAM",
         &[],
-        gauge(|| memory("VmRSS:")),
+        Computed::gauge(|| memory("VmRSS:")),
     );
     registry.add(
         "process_virtual_memory_bytes",
         "Memory that is addressed",
         &[],
-        gauge(|| memory("VmSize:")),
+        Computed::gauge(|| memory("VmSize:")),
     );
-    registry.add("process_open_fds", "Open files and connections", &[], gauge(open_files));
+    registry.add(
+        "process_open_fds",
+        "Open files and connections",
+        &[],
+        Computed::gauge(open_files),
+    );
     registry.add(
         "process_max_fds",
         "Files and connections that may be open",
         &[],
-        gauge(most_files),
+        Computed::gauge(most_files),
     );
-    registry.add("process_threads", "Threads", &[], gauge(|| status("Threads:")));
+    registry.add("process_threads", "Threads", &[], Computed::gauge(|| status("Threads:")));
     registry.add(
         "process_start_time_seconds",
         "When the process was started, in seconds since 1970",
         &[],
-        gauge(start_time),
+        Computed::gauge(start_time),
     );
 }
 
@@ -57,44 +56,6 @@ pub fn build_info(registry: &mut Registry, version: &'static str, role: &'static
         &["version", "process"],
         info,
     );
-}
-
-/// A figure that is read when it is asked for. What cannot be read is not told.
-#[derive(Debug)]
-struct Read {
-    kind: MetricType,
-    value: fn() -> Option<f64>,
-}
-
-impl EncodeMetric for Read {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let Some(value) = (self.value)() else { return Ok(()) };
-        match self.kind {
-            MetricType::Counter => encoder.encode_counter::<NoLabelSet, f64, f64>(&value, None),
-            _ => encoder.encode_gauge(&Value(value)),
-        }
-    }
-
-    fn metric_type(&self) -> MetricType {
-        self.kind
-    }
-}
-
-/// Whole numbers are written as such.
-struct Value(f64);
-
-impl EncodeGaugeValue for Value {
-    #[allow(clippy::cast_possible_truncation, reason = "it was looked at before")]
-    fn encode(
-        &self,
-        encoder: &mut prometheus_client::encoding::GaugeValueEncoder<'_>,
-    ) -> fmt::Result {
-        if self.0.fract() == 0.0 && self.0.abs() < 9e15 {
-            EncodeGaugeValue::encode(&(self.0 as i64), encoder)
-        } else {
-            EncodeGaugeValue::encode(&self.0, encoder)
-        }
-    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "it is given as a floating point number")]

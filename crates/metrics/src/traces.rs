@@ -1,6 +1,7 @@
 //! What becomes of the spans that are handed to an OpenTelemetry collector.
 
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use crate::{Counter, Registry};
 
@@ -13,9 +14,21 @@ pub struct Traces {
     pub dropped: Counter,
     /// Given up because the collector did not take them.
     pub failed: Counter,
+    on: Arc<AtomicBool>,
 }
 
 impl Traces {
+    /// Notes that this process hands its spans to a collector.
+    pub fn set_on(&self) {
+        self.on.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this process hands its spans to a collector.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
     /// Adds them to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.add(

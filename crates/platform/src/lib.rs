@@ -12,6 +12,7 @@
 
 mod api;
 mod heartbeats;
+pub mod metrics;
 mod problem;
 mod queue;
 mod registry;

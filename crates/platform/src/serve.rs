@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::api::{self, App, Schema};
 use crate::heartbeats::{self, Heartbeats};
+use crate::metrics::Metrics;
 use crate::waiting::Waiting;
 use crate::{queue, registry, supervisor};
 
@@ -167,7 +168,9 @@ pub async fn serve(
     ));
     let drain = settings.drain;
     let (heartbeats, beats) = Heartbeats::new();
+    let metrics = Metrics::new(store.meters());
     let app = Arc::new(App {
+        metrics,
         settings,
         store,
         bus,

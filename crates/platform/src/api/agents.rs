@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 use super::body::{AgentPath, Json, Parameters};
 use super::route::Route;
-use super::{Shared, check};
+use super::{Shared, check, observe};
 use crate::problem::Problem;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -80,6 +80,7 @@ pub(super) async fn register(
     Json(registration): Json<Registration>,
 ) -> Result<Answer<Welcome>, Problem> {
     check::registration(&registration)?;
+    observe::this_agent(&registration.id);
     if let Some(registry) = &app.registry {
         let mut welcome = registry.register(&registration).await.map_err(from_registry)?;
         welcome.registry = Some(registry.base_url().to_owned());

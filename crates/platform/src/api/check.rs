@@ -168,5 +168,8 @@ pub(super) fn heartbeats(beats: &[Heartbeat]) -> Checked {
 
 /// The wait that applies.
 pub(super) fn wait(wait: Duration) -> StdDuration {
+    if wait.0 > StdDuration::ZERO {
+        super::observe::this_request_waits();
+    }
     wait.min(super::MAX_WAIT).0
 }

@@ -15,6 +15,7 @@
 //! | `POST /messages` | send messages |
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
 //! | `POST /mailbox/acknowledge` | take messages out of a mailbox |
+//! | `GET /metrics` | figures for Prometheus |
 //! | `GET /openapi.json` | the description of all this for programs |
 //! | `GET /health` | whether the process lives: does not touch the store |
 //! | `GET /health/ready` | whether it can work: writes to the store and reads it back |
@@ -33,7 +34,9 @@ mod body;
 mod check;
 mod health;
 mod messages;
+mod metrics;
 mod middleware;
+mod observe;
 mod openapi;
 mod route;
 mod tasks;
@@ -62,6 +65,7 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// What the handlers share.
 pub(crate) struct App {
+    pub(crate) metrics: crate::metrics::Metrics,
     pub(crate) settings: ServeSettings,
     pub(crate) store: SharedStore,
     pub(crate) bus: Arc<dyn Bus>,
@@ -113,8 +117,15 @@ type Shared = State<Arc<App>>;
 /// Every route of every part. A route that is not in one of these lists does not exist; see
 /// [`openapi`].
 fn routes() -> Vec<Route> {
-    [agents::routes(), health::routes(), messages::routes(), openapi::routes(), tasks::routes()]
-        .concat()
+    [
+        agents::routes(),
+        health::routes(),
+        messages::routes(),
+        metrics::routes(),
+        openapi::routes(),
+        tasks::routes(),
+    ]
+    .concat()
 }
 
 /// The routes of the parts that this process plays.
@@ -144,6 +155,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), middleware::around))
+        // The outermost, so that it sees all that is refused.
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
         .with_state(app)
 }
 

@@ -58,6 +58,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::middleware::needs_no_store;
 use super::route::{Describe, Given, Route};
 
 const SCHEMAS: &str = "/components/schemas";
@@ -284,7 +285,7 @@ fn operation(
         responses: BTreeMap::new(),
         problems: BTreeSet::from([code::FORBIDDEN_HOST]),
     };
-    if !route.path.starts_with("/health") {
+    if !needs_no_store(route.path) {
         operation.fails(&[code::UNAVAILABLE, code::TIMEOUT]);
     }
     (route.describe)(&mut operation);
@@ -296,8 +297,7 @@ fn operation(
     for (status, response) in &mut responses {
         let mut headers = Map::new();
         headers.insert("x-request-id".to_owned(), reference("headers/RequestId"));
-        if *status == StatusCode::SERVICE_UNAVAILABLE.as_u16() && !route.path.starts_with("/health")
-        {
+        if *status == StatusCode::SERVICE_UNAVAILABLE.as_u16() && !needs_no_store(route.path) {
             headers.insert("retry-after".to_owned(), reference("headers/RetryAfter"));
         }
         for header in route.headers.iter().filter(|header| header.status.as_u16() == *status) {

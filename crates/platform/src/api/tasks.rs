@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::body::{Json, Parameters, PathId};
 use super::route::Route;
-use super::{App, Shared, check};
+use super::{App, Shared, check, observe};
 use crate::problem::Problem;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -113,6 +113,7 @@ pub(super) async fn claim(
 ) -> Result<Answer<Leases<Vec<Lease>>>, Problem> {
     let (claim, wait) = request.split();
     check::claim(&claim)?;
+    observe::this_agent(&claim.agent);
     let until = Instant::now() + check::wait(wait);
     let leases = claim_until(&app, &claim, until).await?;
     Ok(Answer(Leases { leases }))

@@ -12,6 +12,7 @@ mod exec;
 mod flaky;
 mod harness;
 mod messages;
+mod metrics;
 mod outages;
 mod problems;
 mod tasks;
