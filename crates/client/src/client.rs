@@ -10,11 +10,13 @@ use http::Method;
 use resurgam_model::agent::{
     Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, Heartbeat, Registration,
 };
+use resurgam_model::limit::Limit;
 use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::schedule::{NewSchedule, Schedule};
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
-use resurgam_model::{AgentId, Duration, InstanceId, TaskId};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -134,9 +136,72 @@ impl Client {
         self.get("tasks/pending", &[]).await
     }
 
+    /// Counts tasks; with `finished` also those that are completed or cancelled, which takes time
+    /// where there are many.
+    pub async fn counts(&self, finished: bool) -> Result<wire::Pending> {
+        self.get("tasks/pending", &[("finished", finished.to_string())]).await
+    }
+
     /// One task, if there is such a one.
     pub async fn task(&self, id: TaskId) -> Result<Option<Task>> {
         found(self.get(&format!("tasks/{id}"), &[]).await)
+    }
+
+    /// One task, waiting up to `wait` (at most 30 s) until it is over.
+    pub async fn wait_for(&self, id: TaskId, wait: Duration) -> Result<Option<Task>> {
+        let url = self.url(&format!("tasks/{id}"), &[("wait", wait.to_string())])?;
+        found(self.call::<_, ()>(Method::GET, url, None, wait).await)
+    }
+
+    /// Cancels tasks that are not over.
+    pub async fn cancel(&self, order: &wire::TaskOrder) -> Result<wire::Ordered> {
+        self.post("tasks/cancel", order).await
+    }
+
+    /// Makes dead or cancelled tasks ready again.
+    pub async fn requeue(&self, order: &wire::TaskOrder) -> Result<wire::Ordered> {
+        self.post("tasks/requeue", order).await
+    }
+
+    /// All limits.
+    pub async fn limits(&self) -> Result<Vec<wire::CapabilityLimit>> {
+        let answer: wire::LimitList<_> = self.get("limits", &[]).await?;
+        Ok(answer.limits)
+    }
+
+    /// Sets the limit of a capability.
+    pub async fn set_limit(&self, capability: &Capability, limit: &Limit) -> Result<Limit> {
+        let url = self.url(&format!("limits/{capability}"), &[])?;
+        self.call(Method::PUT, url, Some(limit), Duration::default()).await
+    }
+
+    /// Takes the limit of a capability away. False if it had none.
+    pub async fn remove_limit(&self, capability: &Capability) -> Result<bool> {
+        let url = self.url(&format!("limits/{capability}"), &[])?;
+        removed(self.exchange::<()>(Method::DELETE, url, None, Duration::default()).await)
+    }
+
+    /// All schedules.
+    pub async fn schedules(&self) -> Result<Vec<Schedule>> {
+        let answer: wire::ScheduleList<_> = self.get("schedules", &[]).await?;
+        Ok(answer.schedules)
+    }
+
+    /// One schedule, if there is such a one.
+    pub async fn schedule(&self, name: &ScheduleName) -> Result<Option<Schedule>> {
+        found(self.get(&format!("schedules/{name}"), &[]).await)
+    }
+
+    /// Makes a schedule, or changes it.
+    pub async fn put_schedule(&self, name: &ScheduleName, new: &NewSchedule) -> Result<Schedule> {
+        let url = self.url(&format!("schedules/{name}"), &[])?;
+        self.call(Method::PUT, url, Some(new), Duration::default()).await
+    }
+
+    /// Takes a schedule away. False if there is none.
+    pub async fn remove_schedule(&self, name: &ScheduleName) -> Result<bool> {
+        let url = self.url(&format!("schedules/{name}"), &[])?;
+        removed(self.exchange::<()>(Method::DELETE, url, None, Duration::default()).await)
     }
 
     /// Claims tasks, waiting up to `wait` (at most 30 s) until there is one.
@@ -370,6 +435,11 @@ fn found<T>(result: Result<T>) -> Result<Option<T>> {
         Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether there was something to take away.
+fn removed<T>(result: Result<T>) -> Result<bool> {
+    Ok(found(result)?.is_some())
 }
 
 /// The error behind an answer that is no success.

@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use resurgam_model::agent::{Agent, HeartbeatTerms};
-use resurgam_model::task::{Claim, LeaseRef, TaskCounts};
-use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role};
+use resurgam_model::limit::Limit;
+use resurgam_model::schema::{Key, Text};
+use resurgam_model::task::{Change, Claim, LeaseRef, TaskCounts, TaskState};
+use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role, TaskId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,10 @@ lists! {
     MessageBatch messages;
     /// What `GET /mailbox` answers.
     MessageList messages;
+    /// What `GET /limits` answers.
+    LimitList limits;
+    /// What `GET /schedules` answers.
+    ScheduleList schedules;
 }
 
 /// What `GET /agents` answers.
@@ -88,6 +94,86 @@ pub struct DrainRequest {
 pub struct ResumeRequest {
     /// The agent that is to take tasks again.
     pub id: AgentId,
+}
+
+/// `POST /tasks/cancel` and `POST /tasks/requeue`: either tasks by their ids or a filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskOrder {
+    /// Which tasks, at most 1000.
+    #[schemars(length(max = 1000))]
+    pub tasks: Vec<TaskId>,
+    /// All tasks that it fits, instead of `tasks`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<TaskFilter>,
+    /// Why they are cancelled, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Text>")]
+    pub reason: Option<String>,
+}
+
+/// Which tasks an order is about. What is given must all fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskFilter {
+    /// Those that stand there; those in all states to which the order applies if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<TaskState>,
+    /// Those of this kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capability: Option<Capability>,
+    /// Those with this key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Key>")]
+    pub key: Option<String>,
+    /// Those with this tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Key>")]
+    pub tag: Option<String>,
+}
+
+/// What became of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Ordered {
+    /// A word on each task.
+    pub tasks: Vec<Changed>,
+    /// Whether the filter may fit further tasks: ask again.
+    pub more: bool,
+}
+
+/// What became of an order about one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Changed {
+    /// The task.
+    pub task: TaskId,
+    /// What was done.
+    pub change: Change,
+}
+
+/// The parameters of `GET /tasks/{id}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskWait {
+    /// How long to wait for the task to be over; at most 30 s.
+    pub wait: Duration,
+}
+
+/// The parameters of `GET /tasks/pending`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PendingQuery {
+    /// Count also what is completed or cancelled, which takes time in proportion to it.
+    pub finished: bool,
+}
+
+/// A limit and what it holds for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CapabilityLimit {
+    /// The capability.
+    pub capability: Capability,
+    /// Its limit.
+    #[serde(flatten)]
+    pub limit: Limit,
 }
 
 /// `POST /tasks/claim`.
@@ -170,7 +256,10 @@ pub struct Acknowledgement {
 /// What `GET /tasks/pending` answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pending {
-    /// Tasks that wait, over all capabilities.
+    /// Tasks that wait for their time, over all capabilities.
+    #[serde(default)]
+    pub scheduled: u64,
+    /// Tasks that wait to be claimed, over all capabilities.
     pub ready: u64,
     /// Tasks under a lease, over all capabilities.
     pub running: u64,

@@ -176,6 +176,7 @@ pub async fn serve(
         bus,
         registry,
         claims: Waiting::default(),
+        ended: Waiting::default(),
         readers: Waiting::default(),
         heartbeats,
         migrated,
@@ -278,6 +279,7 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     loop {
         ticks.tick().await;
         app.claims.recheck();
+        app.ended.recheck();
         app.readers.recheck();
     }
 }

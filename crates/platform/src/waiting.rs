@@ -54,6 +54,11 @@ impl<K: Eq + Hash + Clone> Waiting<K> {
         self.wake_where(count, |caller| caller.wants.contains(what));
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inner().callers.is_empty()
+    }
+
     /// Wakes everybody.
     pub(crate) fn wake_all(&self) {
         self.wake_where(usize::MAX, |_| true);

@@ -8,6 +8,8 @@ use resurgam_model::Role;
 use resurgam_model::{AgentId, Capability, ComponentName, Duration, Scenario};
 use resurgam_recovery::drill::FaultKind;
 
+use crate::commands;
+
 use crate::commands::api::ApiArgs;
 
 /// Run fleets of AI agents, and bring them back when something is lost.
@@ -32,6 +34,9 @@ pub(crate) enum Command {
     Status(StatusArgs),
     Incidents(IncidentsArgs),
     Plan(PlanArgs),
+    Task(commands::task::TaskArgs),
+    Limit(commands::limit::LimitArgs),
+    Schedule(commands::schedule::ScheduleArgs),
     Serve(ServeArgs),
     Worker(WorkerArgs),
     #[command(hide = true)]

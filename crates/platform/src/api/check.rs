@@ -3,8 +3,10 @@
 use std::fmt::Display;
 use std::time::Duration as StdDuration;
 
+use resurgam_client::wire::TaskFilter;
 use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
 use resurgam_model::message::NewMessage;
+use resurgam_model::schedule::NewSchedule;
 use resurgam_model::task::{Claim, Completion, Failure, NewTask};
 use resurgam_model::{Duration, Payload};
 
@@ -23,6 +25,10 @@ pub(super) const MAX_TEXT: usize = 256;
 pub(super) const MAX_TRAITS: usize = 256;
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+/// The most tags of a task.
+const MAX_TAGS: usize = 32;
+/// Who wants to keep things longer keeps them elsewhere.
+const LONGEST_KEEP: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// Longer delays and waits between tries are mistakes.
 const LONGEST_DELAY: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -79,11 +85,67 @@ pub(super) fn task(field: &str, task: &NewTask, limits: &Limits) -> Checked {
         let detail = format!("{field}retry.max_attempts must be at least 1");
         return Err(Problem::invalid_field(detail));
     }
+    if task.retry.jitter > 100 {
+        let detail = format!("{field}retry.jitter is a share in per cent; use 0 to 100");
+        return Err(Problem::invalid_field(detail));
+    }
+    if task.delay.is_some() && task.run_at.is_some() {
+        let detail = format!("{field}delay and run_at say two things; give one of them");
+        return Err(Problem::invalid_field(detail));
+    }
+    if let Some(key) = &task.key {
+        not_empty(format_args!("{field}key"), key)?;
+    }
+    if task.tags.len() > MAX_TAGS {
+        return Err(Problem::invalid_field(format!("{field}tags: at most {MAX_TAGS}")));
+    }
+    for tag in &task.tags {
+        not_empty(format_args!("{field}tags"), tag)?;
+    }
+    if task.timeout.is_some_and(|timeout| timeout < SHORTEST_LEASE) {
+        let detail = format!("{field}timeout must be at least {SHORTEST_LEASE}");
+        return Err(Problem::invalid_field(detail));
+    }
+    not_longer_than(
+        format_args!("{field}timeout"),
+        task.timeout.unwrap_or_default(),
+        LONGEST_DELAY,
+    )?;
+    not_longer_than(format_args!("{field}keep"), task.keep.unwrap_or_default(), LONGEST_KEEP)?;
     let delay = task.delay.unwrap_or_default();
     not_longer_than(format_args!("{field}delay"), delay, LONGEST_DELAY)?;
     not_longer_than(format_args!("{field}retry.backoff"), task.retry.backoff, LONGEST_DELAY)?;
     let max_backoff = task.retry.max_backoff;
     not_longer_than(format_args!("{field}retry.max_backoff"), max_backoff, LONGEST_DELAY)
+}
+
+/// A short text that says something.
+fn not_empty(field: impl Display, value: &str) -> Checked {
+    if value.is_empty() {
+        return Err(Problem::invalid_field(format!("{field} must not be empty; leave it out")));
+    }
+    text(field, value)
+}
+
+pub(super) fn filter(filter: &TaskFilter) -> Checked {
+    for (name, value) in [("filter.key", &filter.key), ("filter.tag", &filter.tag)] {
+        if let Some(value) = value {
+            not_empty(name, value)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn schedule(schedule: &NewSchedule, limits: &Limits) -> Checked {
+    schedule.zone().map_err(|error| Problem::invalid_field(format!("time_zone: {error}")))?;
+    let task = &schedule.task;
+    if task.idempotency_key.is_some() || task.delay.is_some() || task.run_at.is_some() {
+        return Err(Problem::invalid_field(
+            "task: a schedule sets idempotency_key and time itself; leave out idempotency_key, \
+             delay and run_at",
+        ));
+    }
+    self::task("task.", task, limits)
 }
 
 pub(super) fn claim(claim: &Claim) -> Checked {

@@ -4,7 +4,10 @@
 //! |---|---|
 //! | `POST /tasks`, `POST /tasks/batch` | hand in tasks: durable when answered |
 //! | `GET /tasks?state=&capability=&after=&limit=`, `GET /tasks/{id}` | tasks as they stand |
-//! | `GET /tasks/pending` | counts |
+//! | `GET /tasks/pending?finished=` | counts |
+//! | `POST /tasks/cancel`, `/requeue` | orders about tasks |
+//! | `GET /limits`, `PUT`, `GET`, `DELETE /limits/{capability}` | limits of kinds of work |
+//! | `GET /schedules`, `PUT`, `GET`, `DELETE /schedules/{name}` | schedules |
 //! | `POST /tasks/claim` | take leases on tasks, waiting for one if asked to |
 //! | `POST /tasks/extend`, `/complete`, `/fail` | say what became of leases |
 //! | `POST /agents`, `POST /agents/heartbeat` | register, show oneself |
@@ -33,12 +36,15 @@ mod agents;
 mod body;
 mod check;
 mod health;
+mod limits;
 mod messages;
 mod metrics;
 mod middleware;
 mod observe;
 mod openapi;
+mod orders;
 mod route;
+mod schedules;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -50,7 +56,7 @@ use axum::http::{Method, Uri};
 use axum::routing::MethodRouter;
 use resurgam_bus::Bus;
 use resurgam_client::Client;
-use resurgam_model::{AgentId, Capability, Duration, Role};
+use resurgam_model::{AgentId, Capability, Duration, Role, TaskId};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
 
@@ -73,6 +79,8 @@ pub(crate) struct App {
     pub(crate) registry: Option<Client>,
     /// Claims that wait for a task.
     pub(crate) claims: Waiting<Capability>,
+    /// Callers that wait for a task to be over.
+    pub(crate) ended: Waiting<TaskId>,
     /// Readers that wait for a message.
     pub(crate) readers: Waiting<AgentId>,
     /// The way of heartbeats into the store.
@@ -120,9 +128,12 @@ fn routes() -> Vec<Route> {
     [
         agents::routes(),
         health::routes(),
+        limits::routes(),
         messages::routes(),
         metrics::routes(),
         openapi::routes(),
+        orders::routes(),
+        schedules::routes(),
         tasks::routes(),
     ]
     .concat()

@@ -6,8 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use resurgam_client::problem::code;
 use resurgam_client::wire::{
-    ClaimRequest, Completions, ExtendRequest, Failures, Leases, Outcomes, Pending, TaskBatch,
-    TaskList,
+    ClaimRequest, Completions, ExtendRequest, Failures, Leases, Outcomes, Pending, PendingQuery,
+    TaskBatch, TaskList, TaskWait,
 };
 use resurgam_model::TaskId;
 use resurgam_model::task::{
@@ -42,10 +42,12 @@ pub(super) fn routes() -> Vec<Route> {
                  An expired lease that nobody has taken back yet still counts.",
         ),
         Route::post("/tasks/fail", fail).about("Ends tries that failed").details(
-            "A task goes back to the queue after its backoff. With `\"retry\": false`, or when \
+            "A task goes back to the queue after the wait of its retry policy. With `\"retry\": false`, or when \
                  its tries are used up, it is dead, and its `reply_to` gets a `task.dead` message.",
         ),
-        Route::get("/tasks/{id}", one).about("One task").fails(&[code::NOT_FOUND]),
+        Route::get("/tasks/{id}", one)
+            .about("One task, waiting until it is over if asked to")
+            .fails(&[code::NOT_FOUND]),
     ]
 }
 
@@ -92,14 +94,32 @@ pub(super) async fn list(
 pub(super) async fn one(
     State(app): Shared,
     PathId(id): PathId<TaskId>,
+    Parameters(TaskWait { wait }): Parameters<TaskWait>,
 ) -> Result<Answer<Task>, Problem> {
-    let task = app.store.task(id).await?;
-    task.map(Answer).ok_or_else(|| Problem::not_found(format!("there is no task {id}")))
+    let until = Instant::now() + check::wait(wait);
+    loop {
+        let place = app.ended.join(&[id]);
+        let task = app.store.task(id).await?;
+        let task = task.ok_or_else(|| Problem::not_found(format!("there is no task {id}")))?;
+        if task.state.is_final() || Instant::now() >= until {
+            return Ok(Answer(task));
+        }
+        tokio::select! {
+            () = place.woken() => {}
+            () = tokio::time::sleep_until(until) => {}
+            () = app.closed() => return Ok(Answer(task)),
+        }
+    }
 }
 
-pub(super) async fn pending(State(app): Shared) -> Result<Answer<Pending>, Problem> {
+pub(super) async fn pending(
+    State(app): Shared,
+    Parameters(PendingQuery { finished }): Parameters<PendingQuery>,
+) -> Result<Answer<Pending>, Problem> {
     let mut pending = Pending::default();
-    for (capability, counts) in app.store.task_counts(Counted::Open).await? {
+    let counted = if finished { Counted::All } else { Counted::Open };
+    for (capability, counts) in app.store.task_counts(counted).await? {
+        pending.scheduled += counts.scheduled;
         pending.ready += counts.ready;
         pending.running += counts.running;
         pending.capabilities.insert(capability, counts);
@@ -181,6 +201,7 @@ pub(super) async fn complete(
     let outcomes = app.store.complete(&request.completions).await?;
     // Each may have sent a message to its `reply_to`.
     app.readers.wake_all();
+    ended(&app, request.completions.iter().map(|done| done.lease.task));
     Ok(Answer(Outcomes { outcomes }))
 }
 
@@ -194,5 +215,13 @@ pub(super) async fn fail(
     }
     let outcomes = app.store.fail(&request.failures).await?;
     app.readers.wake_all();
+    ended(&app, request.failures.iter().map(|failure| failure.lease.task));
     Ok(Answer(Outcomes { outcomes }))
+}
+
+/// Tells those who wait for these tasks to be over that they may be.
+fn ended(app: &App, tasks: impl Iterator<Item = TaskId>) {
+    if !app.ended.is_empty() {
+        tasks.for_each(|task| app.ended.wake(&task, usize::MAX));
+    }
 }
