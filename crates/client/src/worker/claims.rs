@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use resurgam_model::Duration;
 use resurgam_model::task::{Claim, Lease};
+use resurgam_model::{ClaimId, Duration};
 use tokio::sync::mpsc;
 
 use super::queue::within;
@@ -35,10 +35,10 @@ pub(super) async fn claim(
             capabilities: shared.capabilities.clone(),
             max: asked.count(),
             lease: shared.settings.lease,
-            id: None,
+            id: Some(ClaimId::new()),
             again: false,
         };
-        let leases = persistently(&shared, &claim).await;
+        let leases = persistently(&shared, claim).await;
         asked.came(leases.len());
         if !leases.is_empty() && claimed.send(leases).is_err() {
             return;
@@ -46,15 +46,16 @@ pub(super) async fn claim(
     }
 }
 
-/// Makes a claim until it is answered.
-async fn persistently(shared: &Shared, claim: &Claim) -> Vec<Lease> {
+/// Makes a claim until it is answered. It may have taken tasks although its answer was lost; so it
+/// says when it is made again, and is told what it took.
+async fn persistently(shared: &Shared, mut claim: Claim) -> Vec<Lease> {
     let wait = shared.settings.wait;
     let bound = Duration(wait.0.saturating_add(CALL_TIMEOUT.0));
     let mut registered = shared.registered.subscribe();
     let mut backoff = Shared::patience().start();
     let mut away = false;
     loop {
-        match within(&*shared.queue, bound, shared.queue.claim(claim, wait)).await {
+        match within(&*shared.queue, bound, shared.queue.claim(&claim, wait)).await {
             Ok(leases) => {
                 if away {
                     tracing::info!("claiming again");
@@ -68,6 +69,7 @@ async fn persistently(shared: &Shared, claim: &Claim) -> Vec<Lease> {
                 let _ = registered.wait_for(|registered| *registered).await;
             }
             Err(error) => {
+                claim.again |= error.is_transient();
                 if !away {
                     tracing::warn!(reason = chain(&error), "cannot claim; trying again");
                     away = true;

@@ -11,7 +11,9 @@ use resurgam_client::worker::Queue;
 use resurgam_client::{Error, Result};
 use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
 use resurgam_model::task::{Claim, Completion, Failure, Lease, LeaseRef, Outcome, Token};
-use resurgam_model::{AgentId, Capability, Duration, InstanceId, Payload, TaskId, Timestamp};
+use resurgam_model::{
+    AgentId, Capability, ClaimId, Duration, InstanceId, Payload, TaskId, Timestamp,
+};
 use tokio::sync::watch;
 
 pub(crate) fn capability(name: &str) -> Capability {
@@ -34,6 +36,10 @@ pub(crate) struct Inner {
     pub(crate) away: bool,
     /// Takes no reports, but all else.
     pub(crate) mute: bool,
+    /// So many claims still take tasks without an answer.
+    pub(crate) lost_answers: usize,
+    /// What claims took.
+    taken: BTreeMap<ClaimId, Vec<TaskId>>,
     /// Has forgotten every agent.
     pub(crate) forgot: bool,
 }
@@ -148,6 +154,13 @@ impl Queue for Memory {
                 if inner.forgot {
                     return Err(unknown_agent());
                 }
+                let before = claim.id.filter(|_| claim.again);
+                let before = before.and_then(|id| inner.taken.get(&id)).into_iter().flatten();
+                let before: Vec<_> =
+                    before.filter_map(|task| inner.running.get(task).cloned()).collect();
+                if !before.is_empty() {
+                    return Ok(before);
+                }
                 let mut taken = Vec::new();
                 let mut rest = VecDeque::new();
                 for mut lease in std::mem::take(&mut inner.ready) {
@@ -165,6 +178,13 @@ impl Queue for Memory {
                 inner.ready = rest;
                 inner.claims.push(claim.max);
                 inner.most_running = inner.most_running.max(inner.running.len());
+                if let Some(id) = claim.id {
+                    inner.taken.insert(id, taken.iter().map(|lease| lease.task).collect());
+                }
+                if !taken.is_empty() && inner.lost_answers > 0 {
+                    inner.lost_answers -= 1;
+                    return Err(Error::Timeout { url: self.place(), after: wait });
+                }
                 Ok(taken)
             })
         };

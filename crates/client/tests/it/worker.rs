@@ -151,6 +151,20 @@ async fn results_outlast_an_outage_after_which_the_agent_was_forgotten() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn what_a_claim_took_whose_answer_was_lost_is_worked_on() {
+    let queue = Memory::new();
+    queue.with(|inner| inner.lost_answers = 2);
+    queue.submit("x", numbers(6));
+    let running = Running::start(new().on(capability("x"), echo()).concurrency(3), &queue);
+    queue.until(|inner| inner.completed.len() == 6).await;
+    queue.with(|inner| {
+        assert_eq!(inner.lost_answers, 0);
+        assert!(inner.running.is_empty());
+    });
+    running.stop().await;
+}
+
 /// Tells why its work was not wanted any more.
 fn telling(tell: watch::Sender<Vec<Cancelled>>) -> impl Handler {
     let tell = Arc::new(tell);
