@@ -19,11 +19,13 @@ pub enum Role {
     Registry,
     /// Returns expired leases to the queue.
     Supervisor,
+    /// Works on tasks, over the store directly.
+    Worker,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Api, Self::Registry, Self::Supervisor];
+    pub const ALL: [Self; 4] = [Self::Api, Self::Registry, Self::Supervisor, Self::Worker];
 
     /// The name on the command line and in JSON.
     #[must_use]
@@ -32,6 +34,7 @@ impl Role {
             Self::Api => "api",
             Self::Registry => "registry",
             Self::Supervisor => "supervisor",
+            Self::Worker => "worker",
         }
     }
 }
@@ -44,7 +47,7 @@ impl fmt::Display for Role {
 
 /// A text names no role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no role {0:?}; use api, registry or supervisor")]
+#[error("there is no role {0:?}; use api, registry, supervisor or worker")]
 pub struct UnknownRole(String);
 
 impl FromStr for Role {

@@ -1,7 +1,8 @@
 //! The agent platform: registry, task queue and supervisor, and the HTTP interface to them.
 //!
 //! - [`serve()`] runs one process of the platform: any set of [`Role`]s over one store.
-//! - [`resurgam_client::worker::Worker`] works on tasks by way of the interface of such a process.
+//! - [`resurgam_client::worker::Worker`] works on tasks by way of the interface of such a process,
+//!   or over a store beside it, which is then [`Direct`].
 //! - [`resurgam_client::Client`] speaks to it from anywhere.
 //!
 //! # What survives what
@@ -11,13 +12,17 @@
 //! comes too late count for nothing.
 
 mod api;
+mod claims;
+mod direct;
 mod heartbeats;
 pub mod metrics;
 mod problem;
 mod queue;
 mod registry;
 pub mod serve;
+mod streams;
 mod supervisor;
 mod waiting;
 
+pub use direct::Direct;
 pub use serve::{ServeSettings, serve};

@@ -23,6 +23,12 @@ impl From<resurgam_client::problem::Problem> for Problem {
     }
 }
 
+impl From<Problem> for resurgam_client::problem::Problem {
+    fn from(problem: Problem) -> Self {
+        problem.0
+    }
+}
+
 impl Deref for Problem {
     type Target = resurgam_client::problem::Problem;
 

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::api::{self, App, Schema};
 use crate::heartbeats::{self, Heartbeats};
 use crate::metrics::Metrics;
+use crate::streams::Streams;
 use crate::waiting::Waiting;
 use crate::{queue, registry, supervisor};
 
@@ -177,6 +178,7 @@ pub async fn serve(
         registry,
         claims: Waiting::default(),
         ended: Waiting::default(),
+        streams: Streams::default(),
         readers: Waiting::default(),
         heartbeats,
         migrated,

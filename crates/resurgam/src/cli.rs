@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use resurgam_model::Role;
-use resurgam_model::{AgentId, Capability, ComponentName, Duration, Scenario};
+
+use resurgam_model::{ComponentName, Role, Scenario};
 use resurgam_recovery::drill::FaultKind;
 
 use crate::commands;
 
 use crate::commands::api::ApiArgs;
+use crate::commands::store::StoreArgs;
+use crate::commands::work::WorkArgs;
 
 /// Run fleets of AI agents, and bring them back when something is lost.
 ///
@@ -174,7 +176,7 @@ pub(crate) struct PlanShowArgs {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// A role: api, registry or supervisor. Can be given several times.
+    /// A role: api, registry, supervisor or worker. Can be given several times.
     #[arg(long = "role", required = true)]
     pub(crate) roles: Vec<Role>,
     /// Where to listen: a loopback address; port 0 takes a free one.
@@ -183,15 +185,13 @@ pub(crate) struct ServeArgs {
     /// Where the registry is, for an api that is not the registry as well.
     #[arg(long, value_name = "URL")]
     pub(crate) registry: Option<String>,
-    /// A SQLite file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) sqlite: Option<PathBuf>,
-    /// Connections to PostgreSQL at most.
-    #[arg(long, env = "DATABASE_MAX_POOL_SIZE", default_value_t = 8)]
-    pub(crate) pool: u32,
+    #[command(flatten)]
+    pub(crate) database: StoreArgs,
     /// The largest payload in bytes.
     #[arg(long, default_value_t = 1024 * 1024)]
     pub(crate) max_payload: usize,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
 }
 
 /// Work on tasks.
@@ -199,6 +199,9 @@ pub(crate) struct ServeArgs {
 /// The program given with --exec gets the payload on standard input. What it prints is the
 /// result; exit code 0 means success, 100 that another try cannot help, anything else that the
 /// task is to be tried again. Without a program, sha256 is built in.
+///
+/// With --store or --sqlite it works on the database directly, which is faster; a registry and a
+/// supervisor must run on that database all the same.
 ///
 /// Examples:
 ///   resurgam worker --capability sha256
@@ -208,21 +211,14 @@ pub(crate) struct ServeArgs {
 pub(crate) struct WorkerArgs {
     #[command(flatten)]
     pub(crate) api: ApiArgs,
-    /// Its name, to be kept over restarts; made from host name and process number if not given.
+    /// Work on the database that DATABASE_URL names, instead of by way of the API. So does
+    /// --sqlite with a file.
     #[arg(long)]
-    pub(crate) name: Option<AgentId>,
-    /// What it can do. Can be given several times.
-    #[arg(long = "capability", required = true)]
-    pub(crate) capabilities: Vec<Capability>,
-    /// Tasks at once.
-    #[arg(long, default_value_t = 4)]
-    pub(crate) concurrency: u32,
-    /// How long a lease lasts unless it is extended.
-    #[arg(long, default_value = "10s")]
-    pub(crate) lease: Duration,
-    /// The program that does the work, with all that follows as its arguments.
-    #[arg(long, num_args = 1.., allow_hyphen_values = true, value_name = "PROGRAM")]
-    pub(crate) exec: Option<Vec<String>>,
+    pub(crate) store: bool,
+    #[command(flatten)]
+    pub(crate) database: StoreArgs,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
 }
 
 /// Keep one PostgreSQL server; started by `up`.

@@ -226,6 +226,10 @@ pub trait Admin: Send + Sync + 'static {
     /// Tells of tasks that become ready, in this process and, with PostgreSQL, in all.
     fn wakes(&self) -> Wakes;
 
+    /// Workflows to which something happened just now in this process, for whoever advances
+    /// them at once.
+    fn moved(&self) -> &workflows::Moved;
+
     /// `sqlite` or `postgres`.
     fn kind(&self) -> &'static str;
 }

@@ -171,7 +171,7 @@ pub(super) fn lease(lease: Duration) -> Checked {
     )))
 }
 
-pub(super) fn completions(completions: &[Completion], limits: &Limits) -> Checked {
+pub(crate) fn completions(completions: &[Completion], limits: &Limits) -> Checked {
     count("completions", completions.len())?;
     completions.iter().enumerate().try_for_each(|(index, completion)| {
         payload(format_args!("completions[{index}].result"), &completion.result, limits)
@@ -179,7 +179,7 @@ pub(super) fn completions(completions: &[Completion], limits: &Limits) -> Checke
 }
 
 /// Failures carry what a program wrote, so that what a database cannot keep is replaced.
-pub(super) fn failures(failures: &mut [Failure], limits: &Limits) -> Checked {
+pub(crate) fn failures(failures: &mut [Failure], limits: &Limits) -> Checked {
     count("failures", failures.len())?;
     failures.iter_mut().enumerate().try_for_each(|(index, failure)| {
         if failure.error.contains('\0') {
@@ -203,7 +203,7 @@ pub(super) fn messages(messages: &[NewMessage], limits: &Limits) -> Checked {
     })
 }
 
-pub(super) fn registration(registration: &Registration) -> Checked {
+pub(crate) fn registration(registration: &Registration) -> Checked {
     for (name, count) in
         [("capabilities", registration.capabilities.len()), ("labels", registration.labels.len())]
     {

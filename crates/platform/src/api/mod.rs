@@ -9,6 +9,7 @@
 //! | `GET /limits`, `PUT`, `GET`, `DELETE /limits/{capability}` | limits of kinds of work |
 //! | `GET /schedules`, `PUT`, `GET`, `DELETE /schedules/{name}` | schedules |
 //! | `POST /tasks/claim` | take leases on tasks, waiting for one if asked to |
+//! | `GET /tasks/stream?agent=&instance=&capability=&max_in_flight=` | leases as they come |
 //! | `POST /tasks/extend`, `/complete`, `/fail` | say what became of leases |
 //! | `POST /agents`, `POST /agents/heartbeat` | register, show oneself |
 //! | `GET /agents?capability=&state=&label.NAME=&sort=&after=&limit=`, `GET /workers` | agents |
@@ -34,7 +35,7 @@
 
 mod agents;
 mod body;
-mod check;
+pub(crate) mod check;
 mod health;
 mod limits;
 mod messages;
@@ -45,6 +46,7 @@ mod openapi;
 mod orders;
 mod route;
 mod schedules;
+mod stream;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -64,6 +66,7 @@ use self::route::Route;
 use crate::heartbeats::Heartbeats;
 use crate::problem::Problem;
 use crate::serve::ServeSettings;
+use crate::streams::Streams;
 use crate::waiting::Waiting;
 
 /// The longest wait for a task or a message.
@@ -81,6 +84,8 @@ pub(crate) struct App {
     pub(crate) claims: Waiting<Capability>,
     /// Callers that wait for a task to be over.
     pub(crate) ended: Waiting<TaskId>,
+    /// Leases that are out on streams.
+    pub(crate) streams: Streams,
     /// Readers that wait for a message.
     pub(crate) readers: Waiting<AgentId>,
     /// The way of heartbeats into the store.
@@ -135,6 +140,7 @@ fn routes() -> Vec<Route> {
         orders::routes(),
         schedules::routes(),
         tasks::routes(),
+        stream::routes(),
     ]
     .concat()
 }

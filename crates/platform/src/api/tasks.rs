@@ -11,14 +11,15 @@ use resurgam_client::wire::{
 };
 use resurgam_model::TaskId;
 use resurgam_model::task::{
-    Claim, Completion, Failure, Lease, NewTask, Outcome, Submitted, Task, TaskQuery,
+    Completion, Failure, Lease, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
-use resurgam_store::{Counted, Error};
+use resurgam_store::Counted;
 use tokio::time::Instant;
 
 use super::body::{Json, Parameters, PathId};
 use super::route::Route;
 use super::{App, Shared, check, observe};
+use crate::claims::claim_until;
 use crate::problem::Problem;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -135,46 +136,8 @@ pub(super) async fn claim(
     check::claim(&claim)?;
     observe::this_agent(&claim.agent);
     let until = Instant::now() + check::wait(wait);
-    let leases = claim_until(&app, &claim, until).await?;
+    let leases = claim_until(&*app.store, &app.claims, &claim, until, app.closed()).await?;
     Ok(Answer(Leases { leases }))
-}
-
-/// How often a claim of an agent that is given no tasks is tried.
-const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
-
-async fn claim_until(app: &App, claim: &Claim, until: Instant) -> Result<Vec<Lease>, Problem> {
-    loop {
-        let place = app.claims.join(&claim.capabilities);
-        let leases = match app.store.claim(claim).await {
-            Err(Error::NoTasks { agent, state }) => {
-                // It takes nobody's wake-up. That it may take tasks again it finds out itself.
-                drop(place);
-                tracing::debug!(%agent, %state, "an agent that is given no tasks claims");
-                tokio::select! {
-                    () = tokio::time::sleep_until(until.min(Instant::now() + ASK_AGAIN)) => {}
-                    () = app.closed() => return Ok(Vec::new()),
-                }
-                if Instant::now() >= until {
-                    return Ok(Vec::new());
-                }
-                continue;
-            }
-            leases => leases?,
-        };
-        if !leases.is_empty() {
-            if leases.len() as u64 >= u64::from(claim.max) {
-                // There may be more than this claim could take.
-                drop(place);
-                claim.capabilities.iter().for_each(|capability| app.claims.wake(capability, 1));
-            }
-            return Ok(leases);
-        }
-        tokio::select! {
-            () = place.woken() => {}
-            () = tokio::time::sleep_until(until) => return Ok(leases),
-            () = app.closed() => return Ok(leases),
-        }
-    }
 }
 
 pub(super) async fn extend(
@@ -199,6 +162,7 @@ pub(super) async fn complete(
         return Ok(Answer(Outcomes { outcomes: Vec::new() }));
     }
     let outcomes = app.store.complete(&request.completions).await?;
+    app.streams.ended(request.completions.iter().map(|completion| completion.lease));
     // Each may have sent a message to its `reply_to`.
     app.readers.wake_all();
     ended(&app, request.completions.iter().map(|done| done.lease.task));
@@ -214,6 +178,7 @@ pub(super) async fn fail(
         return Ok(Answer(Outcomes { outcomes: Vec::new() }));
     }
     let outcomes = app.store.fail(&request.failures).await?;
+    app.streams.ended(request.failures.iter().map(|failure| failure.lease));
     app.readers.wake_all();
     ended(&app, request.failures.iter().map(|failure| failure.lease.task));
     Ok(Answer(Outcomes { outcomes }))

@@ -1,5 +1,6 @@
 //! A store that can be taken away.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,12 +18,22 @@ use resurgam_model::task::{
     Change, Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task,
     TaskCounts, TaskQuery,
 };
-use resurgam_model::{AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId, TokenId};
+use resurgam_model::workflow::{
+    DefinitionInfo, ItemQuery, NewSignal, StartedWorkflow, Workflow, WorkflowDetail, WorkflowQuery,
+    WorkflowStepView,
+};
+use resurgam_model::{
+    AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId, Timestamp, TokenId, WorkflowId,
+};
+use resurgam_store::workflows::{
+    Advanced, ChangedWorkflow, Checkpoint, Defined, Moved, NewWorkflow, Restored, Told,
+};
 use resurgam_store::{
     Access, Admin, AuditQuery, Check, Counted, Error, Expired, Figures, Fired, LeasesOf, Limits,
     Messages, Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore,
-    Snapshot, Tasks, Wakes,
+    Snapshot, Tasks, Wakes, Workflows,
 };
+use resurgam_workflow::Definition;
 
 /// Another store behind a switch. What it says when it is away must not get outside.
 pub(crate) struct Flaky {
@@ -82,6 +93,28 @@ through! {
         fn remove_limit(&self, capability: &Capability) -> bool;
         fn limits(&self) -> Vec<(Capability, Limit)>;
     }
+    Workflows {
+        fn define(&self, definition: &Definition) -> Defined;
+        fn definition(&self, name: &str, version: Option<u32>) -> Option<DefinitionInfo>;
+        fn definitions(&self, after: Option<(&str, u32)>, limit: u32) -> Vec<DefinitionInfo>;
+        fn start_workflow(&self, start: &NewWorkflow) -> StartedWorkflow;
+        fn workflow(&self, id: WorkflowId) -> Option<WorkflowDetail>;
+        fn workflow_step(&self, id: WorkflowId, step: &str, items: &ItemQuery)
+            -> Vec<WorkflowStepView>;
+        fn workflows(&self, query: &WorkflowQuery) -> Vec<Workflow>;
+        fn signal_workflow(&self, id: WorkflowId, signal: &NewSignal) -> Told;
+        fn cancel_workflow(&self, id: WorkflowId, reason: &str) -> Told;
+        fn retry_workflow(&self, id: WorkflowId) -> Told;
+        fn advance_workflow(&self, id: WorkflowId, wait: bool) -> Advanced;
+        fn due_workflows(&self, limit: u32) -> Vec<WorkflowId>;
+        fn expire_workflows(&self, limit: u32) -> u64;
+        fn changed_workflows(&self, since: Timestamp, after: Option<(Timestamp, WorkflowId)>,
+            limit: u32) -> Vec<ChangedWorkflow>;
+        fn known_workflows(&self, ids: &[WorkflowId]) -> BTreeSet<WorkflowId>;
+        fn checkpoint(&self, id: WorkflowId) -> Option<Checkpoint>;
+        fn restore(&self, checkpoint: &Checkpoint) -> Restored;
+        fn reconnect(&self, id: WorkflowId) -> ();
+    }
     Schedules {
         fn put_schedule(&self, name: &ScheduleName, new: &NewSchedule) -> Schedule;
         fn remove_schedule(&self, name: &ScheduleName) -> bool;
@@ -138,6 +171,10 @@ impl Admin for Flaky {
 
     async fn check(&self) -> Result<Check> {
         self.store()?.check().await
+    }
+
+    fn moved(&self) -> &Moved {
+        self.store.moved()
     }
 
     fn wakes(&self) -> Wakes {

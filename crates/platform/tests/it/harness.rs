@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
 use resurgam_bus::EmbeddedBus;
-use resurgam_client::worker::{self, Remote};
+use resurgam_client::worker::{self, Queue, Remote};
 use resurgam_client::{Client, Patience};
 use resurgam_model::Role;
 use resurgam_model::agent::{HeartbeatTerms, Registration};
@@ -57,7 +57,7 @@ impl Server {
 
     /// All roles, over a new file.
     pub(crate) async fn whole(dir: &TempDir) -> Self {
-        Self::ready(settings(Role::ALL), sqlite(dir.path())).await
+        Self::ready(settings(SERVER), sqlite(dir.path())).await
     }
 
     pub(crate) fn url(&self) -> String {
@@ -83,6 +83,9 @@ impl Drop for Server {
         }
     }
 }
+
+/// The parts of a server that is the whole platform but for its workers.
+pub(crate) const SERVER: [Role; 3] = [Role::Api, Role::Registry, Role::Supervisor];
 
 /// Waits until nobody listens there any more, so that the port can be taken again.
 pub(crate) async fn port_free(address: SocketAddr) {
@@ -119,9 +122,13 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn start(server: &Server, worker: worker::Worker) -> Self {
+        Self::over(Remote::new(server.client.clone()), worker)
+    }
+
+    pub(crate) fn over(queue: impl Queue, worker: worker::Worker) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let shutdown = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let task = tokio::spawn(worker.run(Remote::new(server.client.clone()), shutdown));
+        let task = tokio::spawn(worker.run(queue, shutdown));
         Self { stop, task: Some(task) }
     }
 

@@ -8,6 +8,7 @@
     reason = "helpers of tests are tests too"
 )]
 
+mod direct;
 mod exec;
 mod flaky;
 mod harness;
@@ -15,5 +16,6 @@ mod messages;
 mod metrics;
 mod outages;
 mod problems;
+mod streams;
 mod tasks;
 mod workers;

@@ -3,7 +3,6 @@
 use std::time::{Duration as StdDuration, Instant};
 
 use resurgam_client::worker::Sha256;
-use resurgam_model::Role;
 use resurgam_model::message::NewMessage;
 use resurgam_model::task::TaskState;
 use resurgam_model::{Duration, MessageId, Payload};
@@ -48,7 +47,7 @@ async fn they_stay_in_order_until_acknowledged() {
 #[tokio::test]
 async fn a_reader_that_waits_wakes_up() {
     let dir = tempfile::tempdir().unwrap();
-    let mut settings = settings(Role::ALL);
+    let mut settings = settings(SERVER);
     settings.recheck = Duration::from_secs(3600);
     let server = Server::ready(settings, sqlite(dir.path())).await;
     let client = server.client.clone();

@@ -69,7 +69,7 @@ async fn results_outlast_an_outage_of_the_api() {
     let batch: Vec<_> = (0..4).map(|n| task("x", &n.to_string())).collect();
     let submitted = server.client.submit_batch(&batch).await.unwrap();
     gate.running(4).await;
-    let mut settings = settings(Role::ALL);
+    let mut settings = settings(SERVER);
     settings.listen = server.address;
     server.kill();
     port_free(settings.listen).await;
@@ -118,7 +118,7 @@ async fn a_worker_stays_known_and_keeps_its_tasks_while_the_api_is_away() {
 async fn the_process_comes_up_before_its_database() {
     let dir = tempfile::tempdir().unwrap();
     let flaky = Flaky::new(sqlite(dir.path()), true);
-    let server = Server::start(settings(Role::ALL), flaky.clone()).await;
+    let server = Server::start(settings(SERVER), flaky.clone()).await;
     let health = server.client.health().await.unwrap();
     assert_eq!((&*health.status, health.roles.len()), ("ok", 3));
     assert!(!server.client.ready().await.unwrap().is_ready());
@@ -133,7 +133,7 @@ async fn the_process_comes_up_before_its_database() {
 async fn a_database_that_was_away_makes_no_agent_gone() {
     let dir = tempfile::tempdir().unwrap();
     let flaky = Flaky::new(sqlite(dir.path()), false);
-    let mut settings = settings(Role::ALL);
+    let mut settings = settings(SERVER);
     settings.heartbeat = terms(50, 400);
     let server = Server::ready(settings, flaky.clone()).await;
     let _worker = Worker::start(&server, worker("w").on(capability("sha256"), Sha256));
@@ -169,7 +169,7 @@ async fn what_cannot_be_served_is_said_at_once() {
     let store = sqlite(dir.path());
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let with = |change: &dyn Fn(&mut ServeSettings)| {
-        let mut settings = settings(Role::ALL);
+        let mut settings = settings(SERVER);
         change(&mut settings);
         let bus = Arc::new(EmbeddedBus::new(Arc::clone(&store)));
         let store = Arc::clone(&store);

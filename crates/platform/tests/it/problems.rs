@@ -10,7 +10,7 @@ use crate::harness::*;
 
 async fn small() -> (tempfile::TempDir, Server) {
     let dir = tempfile::tempdir().unwrap();
-    let mut settings = settings(Role::ALL);
+    let mut settings = settings(SERVER);
     settings.limits = Limits { max_body_bytes: 4096, ..Limits::with_payload(1000) };
     let server = Server::ready(settings, sqlite(dir.path())).await;
     (dir, server)
@@ -54,7 +54,7 @@ async fn bodies() {
     let (_dir, server) = small().await;
     insta::assert_snapshot!(post(&server, "/tasks", "").await, @"400 malformed-json: the body is empty; JSON is needed");
     insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\": x}").await, @"400 malformed-json: expected value at line 1 column 16");
-    insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"x\",\n\"prio\":3}").await, @"422 invalid-field: unknown field `prio`, expected one of `capability`, `payload`, `idempotency_key`, `priority`, `delay`, `retry`, `reply_to` at line 2 column 6");
+    insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"x\",\n\"prio\":3}").await, @"422 invalid-field: unknown field `prio`, expected one of `capability`, `payload`, `idempotency_key`, `priority`, `delay`, `run_at`, `timeout`, `key`, `tags`, `keep`, `retry`, `reply_to` at line 2 column 6");
     insta::assert_snapshot!(post(&server, "/tasks", "{}").await, @"422 invalid-field: missing field `capability` at line 1 column 2");
     insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"a b\"}").await, @r#"422 invalid-field: capability "a b" is not allowed: use 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_', '-', ':' and '/', the first of them a letter or digit at line 1 column 20"#);
     insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"x\",\"delay\":\"soon\"}").await, @r#"422 invalid-field: "soon" is not a duration: write a number and a unit, such as "250ms", "15m" or "1h 30m" at line 1 column 33"#);
@@ -96,9 +96,9 @@ async fn paths_and_parameters() {
     insta::assert_snapshot!(get("/nothing").await, @"404 no-such-path: /nothing is not served here (roles: api, registry, supervisor)");
     insta::assert_snapshot!(get("/tasks/0198c0de-0000-7000-8000-000000000000").await, @"404 not-found: there is no task 0198c0de-0000-7000-8000-000000000000");
     insta::assert_snapshot!(get("/tasks/17").await, @"400 invalid-parameter: the id in the path: invalid length: found 2");
-    insta::assert_snapshot!(get("/tasks?state=done").await, @"400 invalid-parameter: state: unknown variant `done`, expected one of `ready`, `running`, `completed`, `dead`");
+    insta::assert_snapshot!(get("/tasks?state=done").await, @"400 invalid-parameter: state: unknown variant `done`, expected one of `scheduled`, `ready`, `running`, `completed`, `dead`, `cancelled`");
     insta::assert_snapshot!(get("/tasks?limit=-1").await, @"400 invalid-parameter: limit: invalid digit found in string");
-    insta::assert_snapshot!(get("/tasks?order=asc").await, @"400 invalid-parameter: order: unknown field `order`, expected one of `state`, `capability`, `after`, `limit`");
+    insta::assert_snapshot!(get("/tasks?order=asc").await, @"400 invalid-parameter: order: unknown field `order`, expected one of `state`, `capability`, `key`, `tag`, `after`, `limit`");
     insta::assert_snapshot!(get("/mailbox").await, @"400 invalid-parameter: missing field `agent`");
     insta::assert_snapshot!(get("/agents/a%2Fb/c").await, @"404 not-found: there is no agent a/b/c");
     insta::assert_snapshot!(get("/agents/heartbeat").await, @"404 not-found: there is no agent heartbeat");

@@ -54,7 +54,7 @@ async fn from_its_handing_in_to_its_result() {
 #[tokio::test]
 async fn a_claim_that_waits_wakes_up_when_a_task_comes() {
     let dir = tempfile::tempdir().unwrap();
-    let mut settings = settings(resurgam_model::Role::ALL);
+    let mut settings = settings(SERVER);
     // Only the waking inside the process can be fast.
     settings.recheck = Duration::from_secs(3600);
     let server = Server::ready(settings, sqlite(dir.path())).await;

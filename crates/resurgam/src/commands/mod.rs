@@ -10,6 +10,8 @@ pub(crate) mod plan;
 pub(crate) mod schedule;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub(crate) mod store;
 pub(crate) mod task;
 pub(crate) mod up;
+pub(crate) mod work;
 pub(crate) mod worker;

@@ -1,46 +1,71 @@
 //! `resurgam serve`
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use resurgam_bus::EmbeddedBus;
+use resurgam_model::Role;
 use resurgam_platform::serve::Limits;
-use resurgam_platform::{ServeSettings, serve};
-use resurgam_store::Settings;
+use resurgam_platform::{Direct, ServeSettings, serve};
+use tokio::sync::watch;
 
+use super::work::WorkArgs;
 use crate::cli::ServeArgs;
 use crate::failure::{Failure, code};
 use crate::shutdown;
 
-/// How long one operation on PostgreSQL may take. A server that does not answer is left for
-/// another connection after so long; callers wait longer than that.
-const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
-
 pub(crate) async fn run(args: ServeArgs) -> Result<u8, Failure> {
-    let url = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
-    let store = match (args.sqlite, url) {
-        (Some(path), _) => Settings::Sqlite { path },
-        (None, Some(url)) => {
-            let roles: Vec<_> = args.roles.iter().map(|role| role.as_str()).collect();
-            Settings::Postgres(resurgam_store::postgres::Settings {
-                url,
-                max_pool_size: args.pool,
-                application_name: format!("resurgam {}", roles.join("+")),
-                timeout: DATABASE_TIMEOUT,
-            })
-        }
-        (None, None) => {
-            return Err(Failure::usage(
-                "no database was named: set DATABASE_URL, or give --sqlite FILE",
-            ));
-        }
+    let worker = if args.roles.contains(&Role::Worker) {
+        Some(args.work.worker()?)
+    } else if args.work == WorkArgs::default() {
+        None
+    } else {
+        return Err(Failure::usage(
+            "--name, --capability, --concurrency, --lease, --ahead and --exec are for a worker: \
+             give --role worker, too",
+        ));
     };
-    let store = resurgam_store::open(&store)?;
+    let roles: Vec<_> = args.roles.iter().map(|role| role.as_str()).collect();
+    let store = args.database.open(&roles.join("+"))?;
     let bus = Arc::new(EmbeddedBus::new(Arc::clone(&store)));
     let mut settings = ServeSettings::new(args.roles, args.listen);
     settings.registry_url = args.registry;
     settings.limits = Limits::with_payload(args.max_payload);
     let ready = |address| tracing::info!(%address, "serving");
-    serve(settings, store, bus, ready, shutdown::requested()).await?;
+
+    // Both are told to end at the same moment, and each ends in order. If one ends by itself, so
+    // does the other.
+    let (end, _) = watch::channel(false);
+    let ended = || {
+        let mut ends = end.subscribe();
+        async move { drop(ends.wait_for(|end| *end).await) }
+    };
+    let work = async {
+        let result = match worker {
+            Some(worker) => {
+                let queue = Direct::new(Arc::clone(&store), settings.heartbeat);
+                worker.run(queue, ended()).await.map_err(Failure::from)
+            }
+            None => {
+                ended().await;
+                Ok(())
+            }
+        };
+        end.send_replace(true);
+        result
+    };
+    let serving = async {
+        let served = serve(settings.clone(), Arc::clone(&store), bus, ready, ended()).await;
+        end.send_replace(true);
+        served.map_err(Failure::from)
+    };
+    let stopping = async {
+        tokio::select! {
+            () = shutdown::requested() => {}
+            () = ended() => {}
+        }
+        end.send_replace(true);
+    };
+    let (worked, served, ()) = tokio::join!(work, serving, stopping);
+    served.and(worked)?;
     Ok(code::OK)
 }

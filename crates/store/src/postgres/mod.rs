@@ -161,6 +161,10 @@ impl Admin for PostgresStore {
         Ok(Check { at: crate::column::time(get(found, "at")?)?, location: get(found, "location")? })
     }
 
+    fn moved(&self) -> &Moved {
+        &self.moved
+    }
+
     fn wakes(&self) -> Wakes {
         self.listen()
     }

@@ -22,7 +22,7 @@ use crate::column::{parsed, payload, time, unsigned};
 use crate::workflows::instance::{Instance, Word};
 use crate::workflows::rows::whole;
 use crate::workflows::{
-    Advanced, ChangedWorkflow, Checkpoint, Defined, Moved, NewWorkflow, Restored, SHOWN, Told,
+    Advanced, ChangedWorkflow, Checkpoint, Defined, NewWorkflow, Restored, SHOWN, Told,
 };
 use crate::{Error, Result, Workflows};
 
@@ -245,10 +245,6 @@ impl Workflows for PostgresStore {
         let params = [&now as _, &i64::from(limit) as _];
         let rows = self.query("look for workflows that are due", DUE, &params).await?;
         rows.iter().map(|row| Ok(WorkflowId(get(row, "id")?))).collect()
-    }
-
-    fn moved(&self) -> &Moved {
-        &self.moved
     }
 
     async fn expire_workflows(&self, limit: u32) -> Result<u64> {

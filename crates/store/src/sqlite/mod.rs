@@ -107,6 +107,10 @@ impl Admin for SqliteStore {
         Ok(Check { at: crate::column::time(at)?, location: self.path.display().to_string() })
     }
 
+    fn moved(&self) -> &Moved {
+        &self.moved
+    }
+
     fn wakes(&self) -> Wakes {
         self.bell.listen()
     }

@@ -23,7 +23,7 @@ use crate::column::{parsed, payload, time, unsigned};
 use crate::workflows::instance::{Instance, Word};
 use crate::workflows::rows::whole;
 use crate::workflows::{
-    Advanced, ChangedWorkflow, Checkpoint, Defined, Moved, NewWorkflow, Restored, SHOWN, Told,
+    Advanced, ChangedWorkflow, Checkpoint, Defined, NewWorkflow, Restored, SHOWN, Told,
 };
 use crate::{Result, Workflows};
 
@@ -184,10 +184,6 @@ impl Workflows for SqliteStore {
             Ok(due)
         };
         self.readers.run("look for workflows that are due", request).await
-    }
-
-    fn moved(&self) -> &Moved {
-        &self.moved
     }
 
     async fn expire_workflows(&self, limit: u32) -> Result<u64> {

@@ -97,10 +97,6 @@ pub trait Workflows: Send + Sync + 'static {
     /// note of.
     async fn due_workflows(&self, limit: u32) -> Result<Vec<WorkflowId>>;
 
-    /// Workflows to which something happened just now in this process, for whoever advances
-    /// them at once.
-    fn moved(&self) -> &Moved;
-
     /// Forgets up to `limit` finished workflows whose time to be kept is over, with their
     /// sub-workflows. Answers how many.
     async fn expire_workflows(&self, limit: u32) -> Result<u64>;
