@@ -365,7 +365,7 @@ impl Client {
         }
     }
 
-    fn url(&self, path: &str, parameters: &[(&str, String)]) -> Result<Url> {
+    pub(crate) fn url(&self, path: &str, parameters: &[(&str, String)]) -> Result<Url> {
         let mut url = self.base.join(path).map_err(|error| Error::Url {
             url: format!("{}{path}", self.base),
             why: error.to_string(),
@@ -376,7 +376,7 @@ impl Client {
         Ok(url)
     }
 
-    async fn get<T: DeserializeOwned>(
+    pub(crate) async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
         parameters: &[(&str, String)],
@@ -385,12 +385,16 @@ impl Client {
         self.call::<_, ()>(Method::GET, url, None, Duration::default()).await
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
         let url = self.url(path, &[])?;
         self.call(Method::POST, url, Some(body), Duration::default()).await
     }
 
-    async fn call<T: DeserializeOwned, B: Serialize>(
+    pub(crate) async fn call<T: DeserializeOwned, B: Serialize>(
         &self,
         method: Method,
         url: Url,

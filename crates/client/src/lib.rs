@@ -5,6 +5,7 @@
 //! - [`worker::Worker`] claims tasks, has a [`worker::Handler`] work on them, and reports.
 //! - [`wire`] has the bodies of requests and answers, [`problem`] those of refusals.
 
+mod access;
 mod builder;
 mod client;
 mod error;

@@ -28,6 +28,9 @@ pub mod code {
         MALFORMED_JSON "malformed-json" 400 "the body is not JSON";
         INVALID_FIELD "invalid-field" 422 "a field is missing, unknown, or its value is not allowed";
         INVALID_PARAMETER "invalid-parameter" 400 "a parameter of the address is not allowed";
+        UNAUTHENTICATED "unauthenticated" 401 "there is no token, or not a valid one";
+        FORBIDDEN "forbidden" 403 "the caller's role, or the agents that it may act as, do not allow it";
+        RATE_LIMITED "rate-limited" 429 "there are too many requests by one caller";
         FORBIDDEN_HOST "forbidden-host" 403 "the Host header names another machine";
         NOT_FOUND "not-found" 404 "there is no such thing";
         NO_SUCH_PATH "no-such-path" 404 "there is no such path, or this process does not serve it";

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use resurgam_model::access::{AccessMode, AccessToken};
 use resurgam_model::agent::{Agent, HeartbeatTerms};
 use resurgam_model::limit::Limit;
 use resurgam_model::schema::{Key, Text};
@@ -55,6 +56,10 @@ lists! {
     LimitList limits;
     /// What `GET /schedules` answers.
     ScheduleList schedules;
+    /// What `GET /tokens` answers.
+    TokenList tokens;
+    /// What `GET /audit` answers.
+    AuditLog entries;
 }
 
 /// What `GET /agents` answers.
@@ -276,6 +281,9 @@ pub struct Health {
     pub roles: BTreeSet<Role>,
     /// The version of the program.
     pub version: String,
+    /// Whether it asks who comes.
+    #[serde(default)]
+    pub access: AccessMode,
 }
 
 /// What `GET /health/ready` answers, with 200 when ready and 503 when not.
@@ -306,4 +314,20 @@ pub struct CheckResult {
     pub millis: u64,
     /// Where, or why it was not passed; for people.
     pub detail: String,
+}
+
+/// The answer to a token that was made.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MadeToken {
+    /// The token itself. Nobody will ever see it again.
+    pub secret: String,
+    /// What is on record.
+    #[serde(flatten)]
+    pub token: AccessToken,
+}
+
+impl std::fmt::Debug for MadeToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MadeToken").field("token", &self.token).finish_non_exhaustive()
+    }
 }

@@ -1,16 +1,53 @@
 //! Who may do what: roles, the tokens that carry them, and the record of what was done.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::id::InvalidName;
+use crate::schema::Moment;
 use crate::{AgentId, Duration, TokenId, TokenName};
 
+/// Whether a server asks who comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessMode {
+    /// It does not: everybody who reaches it may do everything. Only for loopback addresses.
+    #[default]
+    Open,
+    /// It wants a token, or a client certificate, for all but `/health`.
+    Tokens,
+}
+
+impl fmt::Display for AccessMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Open => "open",
+            Self::Tokens => "tokens",
+        })
+    }
+}
+
+impl FromStr for AccessMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "open" => Ok(Self::Open),
+            "tokens" => Ok(Self::Tokens),
+            other => Err(format!("{other:?} is no mode of access; there are open and tokens")),
+        }
+    }
+}
+
 /// What a caller may do. Each role may do all that those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccessRole {
     /// Reads.
@@ -89,6 +126,25 @@ impl AgentPattern {
     }
 }
 
+impl JsonSchema for AgentPattern {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "AgentPattern".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 128,
+            "pattern": r"^[A-Za-z0-9][A-Za-z0-9._:/-]*\*?$",
+        })
+    }
+}
+
 impl fmt::Display for AgentPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;
@@ -147,7 +203,7 @@ impl fmt::Debug for TokenHash {
 }
 
 /// A token to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewAccessToken {
     /// What people call it; need not be unique.
@@ -167,7 +223,7 @@ pub struct NewAccessToken {
 pub enum InvalidToken {
     /// A pattern for a role that it would not bind.
     #[error(
-        "agents: only a token of the role agent can be bound to agents, because {0} may act as any"
+        "agents: only a token of the role agent can be bound to agents, and this one is for a {0}"
     )]
     PatternForOther(AccessRole),
     /// It would be over at once, or after everybody has forgotten it.
@@ -193,7 +249,7 @@ impl NewAccessToken {
 }
 
 /// A token as it is on record, without its secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AccessToken {
     /// Its id, which is no secret.
     pub id: TokenId,
@@ -206,12 +262,16 @@ pub struct AccessToken {
     /// Who made it.
     pub created_by: String,
     /// When.
+    #[schemars(with = "Moment")]
     pub created_at: Timestamp,
     /// Until when it is valid.
+    #[schemars(with = "Option<Moment>")]
     pub expires_at: Option<Timestamp>,
     /// When it was last used, give or take some minutes.
+    #[schemars(with = "Option<Moment>")]
     pub last_used_at: Option<Timestamp>,
     /// When it was revoked.
+    #[schemars(with = "Option<Moment>")]
     pub revoked_at: Option<Timestamp>,
 }
 
@@ -224,7 +284,7 @@ impl AccessToken {
 }
 
 /// By what somebody was known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActorKind {
     /// By a token.
@@ -276,7 +336,7 @@ impl FromStr for ActorKind {
 }
 
 /// Who did something.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Actor {
     /// By what it was known.
     pub kind: ActorKind,
@@ -305,7 +365,7 @@ impl fmt::Display for Actor {
 }
 
 /// What became of an act.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AuditOutcome {
     /// It was allowed and begun. If it stays so, the process ended before it could tell more.
@@ -370,11 +430,12 @@ pub struct NewAuditEntry {
 }
 
 /// Something on record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditEntry {
     /// Grows from entry to entry.
     pub sequence: i64,
     /// When.
+    #[schemars(with = "Moment")]
     pub at: Timestamp,
     /// Who.
     pub actor: Actor,
@@ -390,6 +451,30 @@ pub struct AuditEntry {
     pub request_id: Option<String>,
     /// From where.
     pub remote: Option<String>,
+}
+
+/// Which entries of the audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditQuery {
+    /// Only those before this number: the last one of the page before.
+    pub before: Option<i64>,
+    /// At most so many; 0 stands for 100, and 1000 is the most.
+    pub limit: u32,
+    /// Only this act.
+    pub act: Option<String>,
+    /// Only with this outcome.
+    pub outcome: Option<AuditOutcome>,
+    /// Only by this token.
+    pub token: Option<TokenId>,
+}
+
+impl AuditQuery {
+    /// The limit that applies.
+    #[must_use]
+    pub fn effective_limit(&self) -> u32 {
+        if self.limit == 0 { 100 } else { self.limit.min(1000) }
+    }
 }
 
 #[cfg(test)]

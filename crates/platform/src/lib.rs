@@ -11,10 +11,12 @@
 //! heartbeat or its lease runs out, and each task's fencing token makes the word of a worker that
 //! comes too late count for nothing.
 
+pub mod access;
 mod api;
 mod claims;
 mod direct;
 mod heartbeats;
+mod listener;
 pub mod metrics;
 mod problem;
 mod queue;
@@ -24,5 +26,7 @@ mod streams;
 mod supervisor;
 mod waiting;
 
+pub use access::{AccessSettings, Rate, Secret};
 pub use direct::Direct;
+pub use listener::{ConnectionLimits, TlsError, TlsSettings};
 pub use serve::{ServeSettings, serve};

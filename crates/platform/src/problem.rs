@@ -12,14 +12,21 @@ use resurgam_client::problem::{MEDIA_TYPE, code};
 /// Seconds after which a caller may try again, as said in `Retry-After`.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+/// How a caller may say who it is.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"resurgam\"");
+
 /// A problem document that is to be an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem(resurgam_client::problem::Problem);
+pub(crate) struct Problem(
+    resurgam_client::problem::Problem,
+    /// After how many seconds the caller may go on.
+    Option<u64>,
+);
 
 impl From<resurgam_client::problem::Problem> for Problem {
     /// What another process of the platform answered is handed on as it is.
     fn from(problem: resurgam_client::problem::Problem) -> Self {
-        Self(problem)
+        Self(problem, None)
     }
 }
 
@@ -44,13 +51,16 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self(resurgam_client::problem::Problem {
-            kind: format!("urn:resurgam:problem:{code}").into(),
-            title: title.into(),
-            status: status.as_u16(),
-            detail: bounded(detail.into()),
-            code: code.into(),
-        })
+        Self(
+            resurgam_client::problem::Problem {
+                kind: format!("urn:resurgam:problem:{code}").into(),
+                title: title.into(),
+                status: status.as_u16(),
+                detail: bounded(detail.into()),
+                code: code.into(),
+            },
+            None,
+        )
     }
 
     pub(crate) fn malformed_json(detail: String) -> Self {
@@ -65,6 +75,25 @@ impl Problem {
     pub(crate) fn invalid_parameter(detail: impl Into<String>) -> Self {
         let status = StatusCode::BAD_REQUEST;
         Self::new(status, code::INVALID_PARAMETER, "A parameter cannot be accepted", detail)
+    }
+
+    pub(crate) fn unauthenticated(detail: impl Into<String>) -> Self {
+        let status = StatusCode::UNAUTHORIZED;
+        Self::new(status, code::UNAUTHENTICATED, "Who asks is not known", detail)
+    }
+
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code::FORBIDDEN, "The caller may not do this", detail)
+    }
+
+    /// Too many requests by one caller, who may go on after `wait`.
+    pub(crate) fn rate_limited(wait: std::time::Duration) -> Self {
+        // Whole seconds, and not a moment too early.
+        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
+        let detail = format!("there are too many requests by this caller; wait for {seconds} s");
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let problem = Self::new(status, code::RATE_LIMITED, "Too many requests", detail);
+        Self(problem.0, Some(seconds))
     }
 
     pub(crate) fn forbidden_host() -> Self {
@@ -215,6 +244,12 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some(seconds) = self.1 {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
         }
         response
     }

@@ -9,9 +9,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::serve::ListenerExt;
 use resurgam_bus::Bus;
 use resurgam_client::{Client, Patience, chain};
+use resurgam_model::access::AccessMode;
 use resurgam_model::agent::HeartbeatTerms;
 use resurgam_model::{Duration, Role};
 use resurgam_store::SharedStore;
@@ -19,8 +19,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::api::{self, App, Schema};
+use crate::access::AccessSettings;
+use crate::api::{self, Access, App, Schema};
 use crate::heartbeats::{self, Heartbeats};
+use crate::listener::{self, ConnectionLimits, Tls, TlsError, TlsSettings};
 use crate::metrics::Metrics;
 use crate::streams::Streams;
 use crate::waiting::Waiting;
@@ -31,10 +33,25 @@ use crate::{queue, registry, supervisor};
 pub struct ServeSettings {
     /// The parts that it plays; at least one.
     pub roles: BTreeSet<Role>,
-    /// Where it listens; port 0 takes a free one. Only loopback addresses are taken.
+    /// Where it listens; port 0 takes a free one. What is no loopback address needs access
+    /// control and TLS.
     pub listen: SocketAddr,
+    /// TLS at that address.
+    pub tls: Option<TlsSettings>,
+    /// Whether that address may be without TLS although other machines reach it: for a proxy in
+    /// front that speaks TLS.
+    pub insecure_plaintext: bool,
+    /// A loopback address where it listens without TLS as well, for the other parts on this
+    /// machine.
+    pub internal_listen: Option<SocketAddr>,
+    /// How many connections, and how long they may take.
+    pub connections: ConnectionLimits,
+    /// Who may come in.
+    pub access: AccessSettings,
     /// Where the registry is, for an API that is not the registry as well.
     pub registry_url: Option<String>,
+    /// Who vouches for the registry (PEM), instead of the authorities of the system.
+    pub registry_ca: Option<Vec<u8>>,
     /// What it takes.
     pub limits: Limits,
     /// How often agents must show themselves.
@@ -58,7 +75,13 @@ impl ServeSettings {
         Self {
             roles: roles.into_iter().collect(),
             listen,
+            tls: None,
+            insecure_plaintext: false,
+            internal_listen: None,
+            connections: ConnectionLimits::default(),
+            access: AccessSettings::default(),
             registry_url: None,
+            registry_ca: None,
             limits: Limits::default(),
             heartbeat: HeartbeatTerms::default(),
             forget_gone: Duration::from_secs(24 * 3600),
@@ -110,12 +133,30 @@ impl Limits {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Not a loopback address.
+    /// Other machines reach it, and it would not ask who comes.
     #[error(
-        "{0} can be reached from other machines, and there is no access control yet; listen on a \
-         loopback address such as 127.0.0.1 or [::1]"
+        "{0} can be reached from other machines, and access is open; control it with --access \
+         tokens, or listen on a loopback address such as 127.0.0.1 or [::1]"
     )]
-    NotLoopback(SocketAddr),
+    Open(SocketAddr),
+    /// Other machines reach it, and tokens would go over the network for all to read.
+    #[error(
+        "{0} can be reached from other machines without TLS; give --tls-cert and --tls-key, or, \
+         if a proxy in front speaks TLS, --insecure-plaintext"
+    )]
+    Plaintext(SocketAddr),
+    /// What is for the parts on this machine would be for others as well.
+    #[error("{0} is to be for the parts on this machine, but is no loopback address")]
+    NotInternal(SocketAddr),
+    /// The certificates or the key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The registry would not let this process in.
+    #[error(
+        "access is controlled, and the registry is another process: give both the same token in \
+         RESURGAM_INTERNAL_TOKEN"
+    )]
+    NoInternalToken,
     /// Another process listens there.
     #[error(
         "{0} is in use by another process; end that one, or choose another port (0 takes a free \
@@ -139,7 +180,7 @@ pub enum Error {
     /// The registry's URL cannot be used.
     #[error("the registry's URL cannot be used: {0}")]
     RegistryUrl(resurgam_client::Error),
-    /// The listening socket broke.
+    /// The listening socket cannot be used.
     #[error("serving failed: {0}")]
     Serve(#[from] io::Error),
 }
@@ -161,8 +202,13 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let registry = check(&settings)?;
+    let tls = settings.tls.as_ref().map(Tls::load).transpose()?;
     let listener = bind(settings.listen).await?;
     let address = listener.local_addr()?;
+    let internal = match settings.internal_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let (closing, closed) = watch::channel(false);
     let (schema, migrated) = watch::channel(Schema::Pending(
         "the database is not ready yet; the request had no effect, try again",
@@ -170,8 +216,10 @@ pub async fn serve(
     let drain = settings.drain;
     let (heartbeats, beats) = Heartbeats::new();
     let metrics = Metrics::new(store.meters());
+    let access = Access::new(&settings.access, Arc::clone(&store));
     let app = Arc::new(App {
         metrics,
+        access,
         settings,
         store,
         bus,
@@ -189,34 +237,38 @@ pub async fn serve(
     background.spawn(prepare(Arc::clone(&app), schema));
     background.spawn(heartbeats::run(Arc::clone(&app), beats));
 
-    let listener = listener.tap_io(|stream| {
-        // Without it an answer may wait for the other side's acknowledgement.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot switch off delayed sending");
-        }
-    });
-    let mut until_closing = closed;
-    let server =
-        axum::serve(listener, api::router(Arc::clone(&app))).with_graceful_shutdown(async move {
-            let _ = until_closing.wait_for(|closing| *closing).await;
-        });
-    let mut server = std::pin::pin!(server.into_future());
-    tracing::info!(%address, roles = ?app.settings.roles, "listening");
+    if let Some(tls) = &tls {
+        background.spawn(listener::watch(Arc::clone(tls)));
+    }
+    let limits = app.settings.connections.within_descriptors();
+    let router = api::router(Arc::clone(&app));
+    let server = async {
+        let inside = async {
+            if let Some(internal) = internal {
+                listener::serve(internal, None, limits, router.clone(), closed.clone()).await;
+            }
+        };
+        let outside = listener::serve(listener, tls, limits, router.clone(), closed.clone());
+        tokio::join!(inside, outside);
+    };
+    let mut server = std::pin::pin!(server);
+    let (access, tls) = (app.settings.access.mode, app.settings.tls.is_some());
+    tracing::info!(%address, roles = ?app.settings.roles, %access, tls, "listening");
+    if access == AccessMode::Open {
+        tracing::warn!("there is no access control: everybody on this machine may do everything");
+    }
     ready(address);
     tokio::select! {
-        result = &mut server => return Ok(result?),
+        () = &mut server => return Ok(()),
         () = shutdown => {}
     }
     tracing::info!("ending: requests that have begun are finished");
     background.abort_all();
     closing.send_replace(true);
-    match tokio::time::timeout(drain.0, server).await {
-        Ok(result) => Ok(result?),
-        Err(_) => {
-            tracing::warn!(after = %drain, "some requests did not end in time");
-            Ok(())
-        }
+    if tokio::time::timeout(drain.0, server).await.is_err() {
+        tracing::warn!(after = %drain, "some requests did not end in time");
     }
+    Ok(())
 }
 
 /// Checks the settings, and gives the registry if another process plays that part.
@@ -224,15 +276,32 @@ fn check(settings: &ServeSettings) -> Result<Option<Client>, Error> {
     if settings.roles.is_empty() {
         return Err(Error::NoRole);
     }
+    let open = settings.access.mode == AccessMode::Open;
     if !settings.listen.ip().is_loopback() {
-        return Err(Error::NotLoopback(settings.listen));
+        if open {
+            return Err(Error::Open(settings.listen));
+        }
+        if settings.tls.is_none() && !settings.insecure_plaintext {
+            return Err(Error::Plaintext(settings.listen));
+        }
+    }
+    if let Some(address) = settings.internal_listen.filter(|address| !address.ip().is_loopback()) {
+        return Err(Error::NotInternal(address));
     }
     if settings.roles.contains(&Role::Registry) || !settings.roles.contains(&Role::Api) {
         return Ok(None);
     }
     let url = settings.registry_url.as_deref().ok_or(Error::NoRegistry)?;
-    let client = Client::new(url).map_err(Error::RegistryUrl)?;
-    Ok(Some(client.with_timeout(REGISTRY_TIMEOUT)))
+    let mut client = Client::builder(url).timeout(REGISTRY_TIMEOUT);
+    if let Some(ca) = &settings.registry_ca {
+        client = client.ca(ca.clone());
+    }
+    match &settings.access.internal {
+        Some(secret) => client = client.token(secret.expose()),
+        None if open => {}
+        None => return Err(Error::NoInternalToken),
+    }
+    client.build().map(Some).map_err(Error::RegistryUrl)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -264,6 +333,7 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     tracing::info!(store = app.store.kind(), "the database is ready");
 
     let mut loops = JoinSet::new();
+    loops.spawn(api::keep_access(Arc::clone(&app)));
     if app.plays(Role::Registry) {
         loops.spawn(registry::run(Arc::clone(&app)));
     }

@@ -2,10 +2,10 @@
 
 use async_trait::async_trait;
 use resurgam_model::access::{
-    AccessToken, AuditEntry, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
+    AccessToken, AuditEntry, AuditOutcome, AuditQuery, NewAccessToken, NewAuditEntry, TokenHash,
 };
-use resurgam_model::{Duration, TokenId};
-use serde::{Deserialize, Serialize};
+use resurgam_model::task::Token;
+use resurgam_model::{AgentId, Duration, TaskId, TokenId};
 
 use crate::Result;
 
@@ -37,6 +37,9 @@ pub trait Access: Send + Sync + 'static {
     /// Notes that these tokens were just used.
     async fn tokens_used(&self, ids: &[TokenId]) -> Result<()>;
 
+    /// Where the leases on these tasks stand, in order; nothing for a task that there is not.
+    async fn lease_standings(&self, tasks: &[TaskId]) -> Result<Vec<Option<LeaseStanding>>>;
+
     /// Puts entries on record, in order, and gives their numbers.
     async fn record_audit(&self, entries: &[NewAuditEntry]) -> Result<Vec<i64>>;
 
@@ -58,26 +61,11 @@ pub trait Access: Send + Sync + 'static {
     async fn prune_access(&self, keep: Duration, limit: u32) -> Result<u64>;
 }
 
-/// Which entries of the audit log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AuditQuery {
-    /// Only those before this number: the last one of the page before.
-    pub before: Option<i64>,
-    /// At most so many; 0 stands for 100, and 1000 is the most.
-    pub limit: u32,
-    /// Only this act.
-    pub act: Option<String>,
-    /// Only with this outcome.
-    pub outcome: Option<AuditOutcome>,
-    /// Only by this token.
-    pub token: Option<TokenId>,
-}
-
-impl AuditQuery {
-    /// The limit that applies.
-    #[must_use]
-    pub fn effective_limit(&self) -> u32 {
-        if self.limit == 0 { 100 } else { self.limit.min(1000) }
-    }
+/// Where the lease on a task stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseStanding {
+    /// The token of the last claim; each claim raises it.
+    pub token: Token,
+    /// Who holds the lease under that token; nobody if it is over.
+    pub holder: Option<AgentId>,
 }

@@ -30,7 +30,7 @@ mod schedules;
 pub mod sqlite;
 pub mod workflows;
 
-pub use access::{Access, AuditQuery};
+pub use access::Access;
 pub use bell::{Wake, Wakes};
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};

@@ -23,6 +23,7 @@ use resurgam_store::Order;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::access::Caller;
 use super::body::{AgentPath, Json, Parameters};
 use super::route::Route;
 use super::{Shared, check, observe};
@@ -77,13 +78,16 @@ pub(super) fn routes() -> Vec<Route> {
 
 pub(super) async fn register(
     State(app): Shared,
+    caller: Caller,
     Json(registration): Json<Registration>,
 ) -> Result<Answer<Welcome>, Problem> {
     check::registration(&registration)?;
     observe::this_agent(&registration.id);
+    caller.may_act_as(&registration.id)?;
     if let Some(registry) = &app.registry {
         let mut welcome = registry.register(&registration).await.map_err(from_registry)?;
-        welcome.registry = Some(registry.base_url().to_owned());
+        // Elsewhere an address of this machine leads nowhere.
+        welcome.registry = (!caller.is_elsewhere()).then(|| registry.base_url().to_owned());
         app.tasks_returned(welcome.leases_returned);
         return Ok(Answer(welcome));
     }
@@ -96,9 +100,11 @@ pub(super) async fn register(
 
 pub(super) async fn heartbeat(
     State(app): Shared,
+    caller: Caller,
     Json(Heartbeats { agents }): Json<Heartbeats<Vec<Heartbeat>>>,
 ) -> Result<Answer<Known<Vec<bool>>>, Problem> {
     check::heartbeats(&agents)?;
+    agents.iter().try_for_each(|beat| caller.may_act_as(&beat.id))?;
     let known = if let Some(registry) = &app.registry {
         registry.heartbeat(&agents).await.map_err(from_registry)?
     } else if agents.is_empty() {
@@ -118,9 +124,11 @@ pub(super) struct Leaving {
 
 pub(super) async fn deregister(
     State(app): Shared,
+    caller: Caller,
     AgentPath(id): AgentPath,
     Parameters(Leaving { instance }): Parameters<Leaving>,
 ) -> Result<NoContent, Problem> {
+    caller.may_act_as(&id)?;
     match &app.registry {
         Some(registry) => registry.deregister(&id, instance).await.map_err(from_registry)?,
         None => app.store.deregister(&id, instance).await?,
@@ -132,9 +140,11 @@ pub(super) async fn deregister(
 /// An operator's order: take nothing new.
 pub(super) async fn drain(
     State(app): Shared,
+    caller: Caller,
     Json(DrainRequest { id, reason }): Json<DrainRequest>,
 ) -> Result<Answer<Agent>, Problem> {
     reason.iter().try_for_each(|reason| check::text("reason", reason))?;
+    caller.note(id.as_str());
     let agent = app.store.order(&id, &Order::Drain(reason)).await?;
     found(agent, &id)
 }
@@ -142,8 +152,10 @@ pub(super) async fn drain(
 /// An operator's order: take tasks again.
 pub(super) async fn resume(
     State(app): Shared,
+    caller: Caller,
     Json(ResumeRequest { id }): Json<ResumeRequest>,
 ) -> Result<Answer<Agent>, Problem> {
+    caller.note(id.as_str());
     let agent = app.store.order(&id, &Order::Resume).await?;
     found(agent, &id)
 }

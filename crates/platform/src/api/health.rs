@@ -36,6 +36,7 @@ pub(super) async fn alive(State(app): Shared) -> Answer<Health> {
         status: "ok".to_owned(),
         roles: app.settings.roles.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        access: app.settings.access.mode,
     })
 }
 

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::access::Caller;
 use super::body::{Json, Parameters};
 use super::route::Route;
 use super::{Shared, check};
@@ -31,9 +32,14 @@ pub(super) fn routes() -> Vec<Route> {
 
 pub(super) async fn send(
     State(app): Shared,
+    caller: Caller,
     Json(MessageBatch { messages }): Json<MessageBatch<Vec<NewMessage>>>,
 ) -> Result<StatusCode, Problem> {
     check::messages(&messages, &app.settings.limits)?;
+    for (index, message) in messages.iter().enumerate() {
+        let field = format_args!("messages[{index}].from");
+        caller.may_send_as(field, message.from.as_ref())?;
+    }
     app.bus.send(&messages).await?;
     messages.iter().for_each(|message| app.readers.wake(&message.to, usize::MAX));
     Ok(StatusCode::ACCEPTED)
@@ -60,8 +66,10 @@ fn hundred() -> u32 {
 
 pub(super) async fn receive(
     State(app): Shared,
+    caller: Caller,
     Parameters(reading): Parameters<Reading>,
 ) -> Result<Answer<MessageList<Vec<Message>>>, Problem> {
+    caller.may_act_as(&reading.agent)?;
     let until = Instant::now() + check::wait(reading.wait);
     let limit = match reading.limit {
         0 => hundred(),
@@ -83,9 +91,11 @@ pub(super) async fn receive(
 
 pub(super) async fn acknowledge(
     State(app): Shared,
+    caller: Caller,
     Json(Acknowledgement { agent, sequences }): Json<Acknowledgement>,
 ) -> Result<NoContent, Problem> {
     check::count("sequences", sequences.len())?;
+    caller.may_act_as(&agent)?;
     app.bus.acknowledge(&agent, &sequences).await?;
     Ok(NoContent)
 }

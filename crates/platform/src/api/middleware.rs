@@ -7,13 +7,15 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use resurgam_model::access::AccessMode;
 
-use super::{App, MAX_WAIT, Schema};
+use super::{App, MAX_WAIT, Schema, access};
 use crate::problem::Problem;
 
 /// Refuses what must not come in, and bounds the time of a request.
 pub(super) async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if !is_local(request.headers()) {
+    // With access control a foreign name gets nobody in: a web page has no token.
+    if app.access.mode() == AccessMode::Open && !is_local(request.headers()) {
         return Problem::forbidden_host().into_response();
     }
     if !needs_no_store(request.uri().path())
@@ -22,7 +24,7 @@ pub(super) async fn around(State(app): State<Arc<App>>, request: Request, next: 
         return Problem::unavailable(why).into_response();
     }
     let bound = app.settings.limits.request_timeout.0.saturating_add(MAX_WAIT.0);
-    match tokio::time::timeout(bound, next.run(request)).await {
+    match tokio::time::timeout(bound, access::guard(&app, request, next)).await {
         Ok(response) => response,
         Err(_) => Problem::timeout().into_response(),
     }

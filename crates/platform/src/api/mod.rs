@@ -21,6 +21,8 @@
 //! | `POST /mailbox/acknowledge` | take messages out of a mailbox |
 //! | `GET /metrics` | figures for Prometheus |
 //! | `GET /openapi.json` | the description of all this for programs |
+//! | `GET /tokens?after=&limit=`, `POST /tokens`, `DELETE /tokens/{id}` | who may come in |
+//! | `GET /audit?before=&limit=&act=&outcome=&token=` | what was done with privilege |
 //! | `GET /health` | whether the process lives: does not touch the store |
 //! | `GET /health/ready` | whether it can work: writes to the store and reads it back |
 //!
@@ -33,6 +35,7 @@
 //! Nothing lasting is kept here. A request whose answer never came may have taken effect and may
 //! be repeated; the leases of a claim whose answer never came run out.
 
+mod access;
 mod agents;
 mod body;
 pub(crate) mod check;
@@ -62,6 +65,8 @@ use resurgam_model::{AgentId, Capability, Duration, Role, TaskId};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
 
+pub(crate) use self::access::rules::{Needs, TABLE};
+pub(crate) use self::access::{Access, Peer, run as keep_access};
 use self::route::Route;
 use crate::heartbeats::Heartbeats;
 use crate::problem::Problem;
@@ -75,6 +80,7 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// What the handlers share.
 pub(crate) struct App {
     pub(crate) metrics: crate::metrics::Metrics,
+    pub(crate) access: Access,
     pub(crate) settings: ServeSettings,
     pub(crate) store: SharedStore,
     pub(crate) bus: Arc<dyn Bus>,
@@ -131,6 +137,7 @@ type Shared = State<Arc<App>>;
 /// [`openapi`].
 fn routes() -> Vec<Route> {
     [
+        access::routes(),
         agents::routes(),
         health::routes(),
         limits::routes(),

@@ -42,9 +42,20 @@ pub(super) fn this_agent(agent: &resurgam_model::AgentId) {
     Span::current().record("agent", agent.as_str());
 }
 
+/// Notes by which token.
+pub(super) fn this_token(token: resurgam_model::TokenId) {
+    Span::current().record("token", tracing::field::display(token));
+}
+
 /// Goes around everything else.
-pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn observe(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = request_id(request.headers());
+    // The audit log finds it there.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     let method = method_label(request.method());
     let route: Cow<'static, str> = match request.extensions().get::<MatchedPath>() {
         Some(path) => Cow::Owned(path.as_str().to_owned()),

@@ -1,7 +1,8 @@
 //! The OpenAPI 3.1 document of the HTTP interface, made from the routes themselves.
 //!
 //! It is served at `GET /openapi.json` by every process, whatever its part, and kept in
-//! `docs/openapi.json`. It always tells of all routes; `x-roles` says which parts serve one.
+//! `docs/openapi.json`. It always tells of all routes; `x-roles` says which parts serve one, and
+//! `x-access` which role its callers need.
 //!
 //! # How to document a route
 //! A route is one entry in the list `routes()` of its module, and the router is built from these
@@ -58,6 +59,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::access::rules::{Needs, rule_of};
 use super::middleware::needs_no_store;
 use super::route::{Describe, Given, Route};
 
@@ -288,6 +290,11 @@ fn operation(
     if !needs_no_store(route.path) {
         operation.fails(&[code::UNAVAILABLE, code::TIMEOUT]);
     }
+    let rule = rule_of(route.method, route.path);
+    operation.fails(&[code::RATE_LIMITED]);
+    if let Some(Needs::Role(_)) = rule {
+        operation.fails(&[code::UNAUTHENTICATED, code::FORBIDDEN]);
+    }
     (route.describe)(&mut operation);
     route.query.into_iter().for_each(|describe| operation.query(describe));
     route.given.iter().for_each(|given| operation.gives(given));
@@ -297,8 +304,15 @@ fn operation(
     for (status, response) in &mut responses {
         let mut headers = Map::new();
         headers.insert("x-request-id".to_owned(), reference("headers/RequestId"));
-        if *status == StatusCode::SERVICE_UNAVAILABLE.as_u16() && !needs_no_store(route.path) {
+        if *status == StatusCode::TOO_MANY_REQUESTS.as_u16()
+            || (*status == StatusCode::SERVICE_UNAVAILABLE.as_u16() && !needs_no_store(route.path))
+        {
             headers.insert("retry-after".to_owned(), reference("headers/RetryAfter"));
+        }
+        if *status == StatusCode::UNAUTHORIZED.as_u16() {
+            let what = json!({ "description": "How to say who asks.", "required": true,
+                               "schema": { "type": "string" } });
+            headers.insert("www-authenticate".to_owned(), what);
         }
         for header in route.headers.iter().filter(|header| header.status.as_u16() == *status) {
             headers.insert(
@@ -323,6 +337,9 @@ fn operation(
             .collect::<Map<_, _>>(),
     });
     if let Some(value) = value.as_object_mut() {
+        if let Some(Needs::Role(role)) = rule {
+            value.insert("x-access".to_owned(), role.as_str().into());
+        }
         if !route.details.is_empty() {
             value.insert("description".to_owned(), route.details.into());
         }

@@ -28,6 +28,7 @@ use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, TaskId}
 use schemars::JsonSchema;
 use tokio::time::Instant;
 
+use super::access::Caller;
 use super::body::Parameters;
 use super::route::Route;
 use super::{App, Shared, check, observe};
@@ -135,9 +136,11 @@ fn set<T: FromStr<Err: Display>>(
 
 async fn open(
     State(app): Shared,
+    caller: Caller,
     Parameters(parameters): Parameters<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let claim = claim(parameters)?;
+    caller.may_act_as(&claim.agent)?;
     observe::this_agent(&claim.agent);
     let mut feed = Feed::new(app, claim);
     // Whoever may not listen is told so in the ordinary way.

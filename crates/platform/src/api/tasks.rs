@@ -16,6 +16,7 @@ use resurgam_model::task::{
 use resurgam_store::Counted;
 use tokio::time::Instant;
 
+use super::access::{Caller, Own};
 use super::body::{Json, Parameters, PathId};
 use super::route::Route;
 use super::{App, Shared, check, observe};
@@ -130,11 +131,13 @@ pub(super) async fn pending(
 
 pub(super) async fn claim(
     State(app): Shared,
+    caller: Caller,
     Json(request): Json<ClaimRequest>,
 ) -> Result<Answer<Leases<Vec<Lease>>>, Problem> {
     let (claim, wait) = request.split();
     check::claim(&claim)?;
     observe::this_agent(&claim.agent);
+    caller.may_act_as(&claim.agent)?;
     let until = Instant::now() + check::wait(wait);
     let leases = claim_until(&*app.store, &app.claims, &claim, until, app.closed()).await?;
     Ok(Answer(Leases { leases }))
@@ -142,46 +145,52 @@ pub(super) async fn claim(
 
 pub(super) async fn extend(
     State(app): Shared,
+    caller: Caller,
     Json(request): Json<ExtendRequest>,
 ) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
     check::count("leases", request.leases.len())?;
     check::lease(request.lease)?;
-    let outcomes = match &*request.leases {
+    let own = Own::of(&app, &caller, request.leases, |lease| *lease).await?;
+    let outcomes = match &*own.items {
         [] => Vec::new(),
         leases => app.store.extend(leases, request.lease).await?,
     };
-    Ok(Answer(Outcomes { outcomes }))
+    Ok(Answer(Outcomes { outcomes: own.answer(outcomes) }))
 }
 
 pub(super) async fn complete(
     State(app): Shared,
+    caller: Caller,
     Json(request): Json<Completions<Vec<Completion>>>,
 ) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
     check::completions(&request.completions, &app.settings.limits)?;
-    if request.completions.is_empty() {
-        return Ok(Answer(Outcomes { outcomes: Vec::new() }));
+    let own = Own::of(&app, &caller, request.completions, |done| done.lease).await?;
+    if own.items.is_empty() {
+        return Ok(Answer(Outcomes { outcomes: own.answer(Vec::new()) }));
     }
-    let outcomes = app.store.complete(&request.completions).await?;
-    app.streams.ended(request.completions.iter().map(|completion| completion.lease));
+    let outcomes = app.store.complete(&own.items).await?;
+    app.streams.ended(own.items.iter().map(|completion| completion.lease));
     // Each may have sent a message to its `reply_to`.
     app.readers.wake_all();
-    ended(&app, request.completions.iter().map(|done| done.lease.task));
-    Ok(Answer(Outcomes { outcomes }))
+    ended(&app, own.items.iter().map(|done| done.lease.task));
+    Ok(Answer(Outcomes { outcomes: own.answer(outcomes) }))
 }
 
 pub(super) async fn fail(
     State(app): Shared,
+    caller: Caller,
     Json(mut request): Json<Failures<Vec<Failure>>>,
 ) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
     check::failures(&mut request.failures, &app.settings.limits)?;
-    if request.failures.is_empty() {
-        return Ok(Answer(Outcomes { outcomes: Vec::new() }));
+    let own = Own::of(&app, &caller, request.failures, |failure| failure.lease).await?;
+    if own.items.is_empty() {
+        return Ok(Answer(Outcomes { outcomes: own.answer(Vec::new()) }));
     }
-    let outcomes = app.store.fail(&request.failures).await?;
-    app.streams.ended(request.failures.iter().map(|failure| failure.lease));
+    let outcomes = app.store.fail(&own.items).await?;
+    app.streams.ended(own.items.iter().map(|failure| failure.lease));
     app.readers.wake_all();
-    ended(&app, request.failures.iter().map(|failure| failure.lease.task));
-    Ok(Answer(Outcomes { outcomes }))
+    ended(&app, own.items.iter().map(|failure| failure.lease.task));
+    Ok(Answer(Outcomes { outcomes: own.answer(outcomes) }))
 }
 
 /// Tells those who wait for these tasks to be over that they may be.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use resurgam_model::access::{
-    AccessToken, AuditEntry, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
+    AccessToken, AuditEntry, AuditOutcome, AuditQuery, NewAccessToken, NewAuditEntry, TokenHash,
 };
 use resurgam_model::agent::{
     Agent, AgentPage, AgentQuery, Heartbeat, HeartbeatTerms, Registration,
@@ -25,13 +25,14 @@ use resurgam_model::workflow::{
 use resurgam_model::{
     AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId, Timestamp, TokenId, WorkflowId,
 };
+use resurgam_store::access::LeaseStanding;
 use resurgam_store::workflows::{
     Advanced, ChangedWorkflow, Checkpoint, Defined, Moved, NewWorkflow, Restored, Told,
 };
 use resurgam_store::{
-    Access, Admin, AuditQuery, Check, Counted, Error, Expired, Figures, Fired, LeasesOf, Limits,
-    Messages, Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore,
-    Snapshot, Tasks, Wakes, Workflows,
+    Access, Admin, Check, Counted, Error, Expired, Figures, Fired, LeasesOf, Limits, Messages,
+    Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore, Snapshot, Tasks,
+    Wakes, Workflows,
 };
 use resurgam_workflow::Definition;
 
@@ -145,6 +146,7 @@ through! {
         fn revoke_token(&self, id: TokenId) -> Option<AccessToken>;
         fn access_generation(&self) -> i64;
         fn tokens_used(&self, ids: &[TokenId]) -> ();
+        fn lease_standings(&self, tasks: &[TaskId]) -> Vec<Option<LeaseStanding>>;
         fn record_audit(&self, entries: &[NewAuditEntry]) -> Vec<i64>;
         fn finish_audit(&self, sequence: i64, outcome: AuditOutcome, detail: Option<&str>) -> ();
         fn audit_log(&self, query: &AuditQuery) -> Vec<AuditEntry>;

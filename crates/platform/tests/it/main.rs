@@ -8,6 +8,7 @@
     reason = "helpers of tests are tests too"
 )]
 
+mod access;
 mod direct;
 mod exec;
 mod flaky;

@@ -185,7 +185,7 @@ async fn what_cannot_be_served_is_said_at_once() {
     let error = with(&|settings| settings.listen = address).await;
     assert!(error.starts_with(&format!("{address} is in use by another process; end")), "{error}");
     let error = with(&|settings| settings.listen.set_ip([0, 0, 0, 0].into())).await;
-    insta::assert_snapshot!(error, @"0.0.0.0:0 can be reached from other machines, and there is no access control yet; listen on a loopback address such as 127.0.0.1 or [::1]");
+    insta::assert_snapshot!(error, @"0.0.0.0:0 can be reached from other machines, and access is open; control it with --access tokens, or listen on a loopback address such as 127.0.0.1 or [::1]");
     let error = with(&|settings| settings.roles = [Role::Api].into()).await;
     insta::assert_snapshot!(error, @"the role api needs the role registry in the same process, or the registry's URL");
     let error = with(&|settings| settings.roles.clear()).await;

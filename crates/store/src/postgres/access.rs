@@ -1,15 +1,19 @@
 //! Tokens and the audit log.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use resurgam_model::access::{
-    AccessToken, Actor, AuditEntry, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
+    AccessToken, Actor, AuditEntry, AuditOutcome, AuditQuery, NewAccessToken, NewAuditEntry,
+    TokenHash,
 };
-use resurgam_model::{Duration, TokenId};
+use resurgam_model::task::Token;
+use resurgam_model::{Duration, TaskId, TokenId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{PostgresStore, get};
-use crate::access::{Access, AuditQuery};
+use crate::access::{Access, LeaseStanding};
 use crate::column::{micros, parsed, parsed_if, time, time_if, unsigned};
 use crate::{Error, Result};
 
@@ -97,6 +101,22 @@ impl Access for PostgresStore {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         self.query("note the use of tokens", sql, &[&ids]).await?;
         Ok(())
+    }
+
+    async fn lease_standings(&self, tasks: &[TaskId]) -> Result<Vec<Option<LeaseStanding>>> {
+        // One snapshot, so that a task that moves is seen in one of the two.
+        let sql = "SELECT id, token, CASE WHEN state = 'running' THEN held_by END AS holder
+             FROM tasks WHERE id = ANY ($1)
+             UNION ALL SELECT id, token, NULL FROM tasks_done WHERE id = ANY ($1)";
+        let ids: Vec<_> = tasks.iter().map(|task| task.0).collect();
+        let rows = self.query("look up who holds leases", sql, &[&ids]).await?;
+        let mut found = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let token = Token(get(row, "token")?);
+            let holder = parsed_if(get(row, "holder")?)?;
+            found.insert(TaskId(get(row, "id")?), LeaseStanding { token, holder });
+        }
+        Ok(tasks.iter().map(|task| found.get(task).cloned()).collect())
     }
 
     async fn record_audit(&self, entries: &[NewAuditEntry]) -> Result<Vec<i64>> {

@@ -2,15 +2,17 @@
 
 use async_trait::async_trait;
 use resurgam_model::access::{
-    AccessToken, Actor, AuditEntry, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
+    AccessToken, Actor, AuditEntry, AuditOutcome, AuditQuery, NewAccessToken, NewAuditEntry,
+    TokenHash,
 };
-use resurgam_model::{Duration, TokenId};
+use resurgam_model::task::Token;
+use resurgam_model::{Duration, TaskId, TokenId};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 use uuid::Uuid;
 
 use super::fault::Fault;
 use super::{SqliteStore, get, id, now};
-use crate::access::{Access, AuditQuery};
+use crate::access::{Access, LeaseStanding};
 use crate::column::{micros, parsed, parsed_if, time, time_if, unsigned};
 use crate::{Error, Result};
 
@@ -86,6 +88,29 @@ impl Access for SqliteStore {
             Ok(())
         };
         self.writer.run("note the use of tokens", request).await
+    }
+
+    async fn lease_standings(&self, tasks: &[TaskId]) -> Result<Vec<Option<LeaseStanding>>> {
+        let tasks = tasks.to_vec();
+        let request = move |c: &Connection| {
+            let mut statement = c.prepare_cached(
+                "SELECT token, iif(state = 'running', held_by, NULL) AS holder
+                 FROM tasks WHERE id = ?1",
+            )?;
+            let mut standings = Vec::with_capacity(tasks.len());
+            for task in tasks {
+                let mut rows = statement.query([task.0.as_bytes()])?;
+                let standing = rows.next()?.map(|row| {
+                    Ok::<_, Fault>(LeaseStanding {
+                        token: Token(get(row, "token")?),
+                        holder: parsed_if(get::<Option<String>>(row, "holder")?.as_deref())?,
+                    })
+                });
+                standings.push(standing.transpose()?);
+            }
+            Ok(standings)
+        };
+        self.readers.run("look up who holds leases", request).await
     }
 
     async fn record_audit(&self, entries: &[NewAuditEntry]) -> Result<Vec<i64>> {

@@ -1,18 +1,23 @@
 //! The contract of tokens and of the audit log.
 
 use resurgam_model::access::{
-    AccessRole, Actor, ActorKind, AuditOutcome, NewAccessToken, NewAuditEntry, TokenHash,
+    AccessRole, Actor, ActorKind, AuditOutcome, AuditQuery, NewAccessToken, NewAuditEntry,
+    TokenHash,
 };
-use resurgam_model::{Duration, Timestamp, TokenId, TokenName};
-use resurgam_store::AuditQuery;
+use resurgam_model::task::Token;
+use resurgam_model::{Duration, TaskId, Timestamp, TokenId, TokenName};
+use resurgam_store::access::LeaseStanding;
 
-use crate::fixture::{Fixture, HOUR, NOTHING, agent};
+use crate::fixture::{
+    Fixture, HOUR, NOTHING, agent, claimed, completion, failure, lease_ref, task,
+};
 
 crate::on_both! {
     a_token_is_found_by_its_hash_alone
     a_revocation_is_for_good_and_makes_the_generation_grow
     tokens_are_listed_in_the_order_in_which_they_were_made
     the_use_of_a_token_is_noted
+    standings_tell_the_token_and_who_holds_it
     the_audit_log_keeps_what_it_was_told
     an_outcome_is_told_once
     the_audit_log_is_read_page_by_page_and_filtered
@@ -99,6 +104,32 @@ async fn the_use_of_a_token_is_noted(store: Fixture) {
     store.tokens_used(&[TokenId::new(), made.id]).await.unwrap();
     assert!(store.token_by_hash(&hash(1)).await.unwrap().unwrap().last_used_at.is_some());
     assert_eq!(store.token_by_hash(&hash(2)).await.unwrap(), Some(other));
+}
+
+async fn standings_tell_the_token_and_who_holds_it(store: Fixture) {
+    let nobody = TaskId::new();
+    let waiting = store.submit(&[task("y")]).await.unwrap()[0].id;
+    let held = claimed(&store, task("x"), HOUR).await;
+    let standings = async |task: TaskId| {
+        let found = store.lease_standings(&[nobody, task, waiting]).await.unwrap();
+        assert_eq!(found[0], None);
+        assert_eq!(found[2], Some(LeaseStanding { token: Token(0), holder: None }));
+        found[1].clone().unwrap()
+    };
+    let running = LeaseStanding { token: held.token, holder: Some(agent("holder")) };
+    assert_eq!(standings(held.task).await, running);
+
+    // Over, and under the same token: done, or back in the queue.
+    let over = LeaseStanding { token: held.token, holder: None };
+    store.fail(&[failure(lease_ref(&held), true)]).await.unwrap();
+    assert_eq!(standings(held.task).await, over);
+    let again = claimed(&store, task("z"), HOUR).await;
+    assert_eq!(again.task, held.task);
+    assert!(again.token > held.token);
+    store.complete(&[completion(lease_ref(&again))]).await.unwrap();
+    let over = LeaseStanding { token: again.token, holder: None };
+    assert_eq!(standings(held.task).await, over);
+    assert!(store.lease_standings(&[]).await.unwrap().is_empty());
 }
 
 async fn the_audit_log_keeps_what_it_was_told(store: Fixture) {
