@@ -407,7 +407,7 @@ impl Client {
     }
 
     /// One request whose answer must be a success.
-    async fn exchange<B: Serialize>(
+    pub(crate) async fn exchange<B: Serialize>(
         &self,
         method: Method,
         url: Url,
@@ -433,7 +433,7 @@ impl Client {
 }
 
 /// `None` when the server says that there is no such thing.
-fn found<T>(result: Result<T>) -> Result<Option<T>> {
+pub(crate) fn found<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(thing) => Ok(Some(thing)),
         Err(error) if error.code() == Some(code::NOT_FOUND) => Ok(None),

@@ -15,6 +15,7 @@ pub mod problem;
 mod tls;
 pub mod wire;
 pub mod worker;
+mod workflows;
 
 pub use builder::ClientBuilder;
 pub use client::{Client, Result};

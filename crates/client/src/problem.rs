@@ -38,6 +38,8 @@ pub mod code {
         BODY_TIMEOUT "body-timeout" 408 "the body did not arrive in time";
         UNKNOWN_AGENT "unknown-agent" 409 "the agent must register first";
         AGENT_NOT_AVAILABLE "agent-not-available" 409 "the agent is known, but is given no tasks at present";
+        WORKFLOW_STATE "workflow-state" 409 "the workflow does not stand where that is possible";
+        DEFINITION_TAKEN "definition-taken" 409 "another definition has that name and version";
         TOO_LARGE "too-large" 413 "a payload, or the body as a whole, is over the limit";
         UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415 "the body is not declared as JSON";
         INTERNAL "internal" 500 "a fault of the platform";

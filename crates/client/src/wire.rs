@@ -50,6 +50,12 @@ lists! {
     /// `POST /messages`.
     #[serde(deny_unknown_fields)]
     MessageBatch messages;
+    /// What `GET /workflows` answers.
+    WorkflowList workflows;
+    /// What `GET /workflows/{id}/step` answers.
+    WorkflowSteps steps;
+    /// What `GET /definitions` answers.
+    DefinitionList definitions;
     /// What `GET /mailbox` answers.
     MessageList messages;
     /// What `GET /limits` answers.
@@ -60,6 +66,51 @@ lists! {
     TokenList tokens;
     /// What `GET /audit` answers.
     AuditLog entries;
+}
+
+/// `POST /workflows/{id}/cancel`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CancelWorkflow {
+    /// Why, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Text>")]
+    pub reason: Option<String>,
+}
+
+/// `GET /workflows/{id}/step`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StepQuery {
+    /// The step.
+    #[schemars(with = "Key")]
+    pub step: String,
+    /// Only items after this one.
+    #[serde(default)]
+    pub after: Option<u32>,
+    /// At most so many items; 0 stands for 100, and 1000 is the most.
+    #[serde(default)]
+    pub limit: u32,
+}
+
+/// `GET /definitions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefinitionQuery {
+    /// Only those after this name.
+    pub after: Option<String>,
+    /// And after this version of it.
+    pub after_version: Option<u32>,
+    /// At most so many; 0 stands for 100, and 1000 is the most.
+    pub limit: u32,
+}
+
+/// `GET /definitions/{name}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VersionQuery {
+    /// The version; the latest if none is named.
+    pub version: Option<u32>,
 }
 
 /// What `GET /agents` answers.

@@ -15,6 +15,7 @@ pub mod access;
 mod api;
 mod claims;
 mod direct;
+pub mod checkpoints;
 mod heartbeats;
 mod listener;
 pub mod metrics;
@@ -25,6 +26,7 @@ pub mod serve;
 mod streams;
 mod supervisor;
 mod waiting;
+mod workflows;
 
 pub use access::{AccessSettings, Rate, Secret};
 pub use direct::Direct;

@@ -128,6 +128,16 @@ impl Problem {
         Self::new(status, code::BODY_TIMEOUT, "The body came too slowly", detail)
     }
 
+    pub(crate) fn workflow_state(detail: impl Into<String>) -> Self {
+        let title = "The workflow does not stand where that is possible";
+        Self::new(StatusCode::CONFLICT, code::WORKFLOW_STATE, title, detail)
+    }
+
+    pub(crate) fn definition_taken(detail: impl Into<String>) -> Self {
+        let title = "Another definition has that name and version";
+        Self::new(StatusCode::CONFLICT, code::DEFINITION_TAKEN, title, detail)
+    }
+
     pub(crate) fn too_large(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::TOO_LARGE, "Too large", detail)
     }

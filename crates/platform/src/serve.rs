@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use resurgam_bus::Bus;
@@ -26,7 +27,7 @@ use crate::listener::{self, ConnectionLimits, Tls, TlsError, TlsSettings};
 use crate::metrics::Metrics;
 use crate::streams::Streams;
 use crate::waiting::Waiting;
-use crate::{queue, registry, supervisor};
+use crate::{checkpoints, queue, registry, supervisor, workflows};
 
 /// What a process is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct ServeSettings {
     pub heartbeat: HeartbeatTerms,
     /// How long an agent that is gone is remembered.
     pub forget_gone: Duration,
+    /// Where the supervisor keeps workflows as files, if it does.
+    pub checkpoints: Option<PathBuf>,
     /// How often it looks for what other processes put into the store.
     pub recheck: Duration,
     /// How often the supervisor looks for expired leases.
@@ -85,6 +88,7 @@ impl ServeSettings {
             limits: Limits::default(),
             heartbeat: HeartbeatTerms::default(),
             forget_gone: Duration::from_secs(24 * 3600),
+            checkpoints: None,
             recheck: Duration::from_millis(200),
             sweep: Duration::from_millis(250),
             check_timeout: Duration::from_secs(1),
@@ -343,8 +347,15 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     if app.plays(Role::Api) || app.plays(Role::Supervisor) {
         loops.spawn(queue::keep(Arc::clone(&app)));
     }
+    if app.plays(Role::Api) || app.plays(Role::Supervisor) {
+        loops.spawn(workflows::advance(Arc::clone(&app)));
+    }
     if app.plays(Role::Supervisor) {
         loops.spawn(supervisor::run(Arc::clone(&app)));
+        loops.spawn(workflows::sweep(Arc::clone(&app)));
+        if let Some(folder) = app.settings.checkpoints.clone() {
+            loops.spawn(checkpoints::run(Arc::clone(&app), folder));
+        }
     }
     let mut ticks =
         tokio::time::interval(app.settings.recheck.0.max(std::time::Duration::from_millis(10)));

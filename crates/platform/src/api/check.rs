@@ -41,11 +41,11 @@ pub(super) fn count(field: &str, items: usize) -> Checked {
     )))
 }
 
-fn payload(field: impl Display, payload: &Payload, limits: &Limits) -> Checked {
+pub(super) fn payload(field: impl Display, payload: &Payload, limits: &Limits) -> Checked {
     size(field, payload.len(), limits)
 }
 
-fn size(field: impl Display, bytes: usize, limits: &Limits) -> Checked {
+pub(super) fn size(field: impl Display, bytes: usize, limits: &Limits) -> Checked {
     let limit = limits.max_payload_bytes;
     if bytes <= limit {
         return Ok(());
@@ -63,6 +63,14 @@ pub(super) fn text(field: impl Display, text: &str) -> Checked {
     Err(Problem::invalid_field(format!(
         "{field}: use at most {MAX_TEXT} bytes without control characters"
     )))
+}
+
+/// A short text that is not empty.
+pub(super) fn key(field: &str, key: &str) -> Checked {
+    if key.is_empty() {
+        return Err(Problem::invalid_field(format!("{field} must not be empty")));
+    }
+    text(field, key)
 }
 
 fn not_longer_than(field: impl Display, value: Duration, longest: Duration) -> Checked {

@@ -51,6 +51,7 @@ mod route;
 mod schedules;
 mod stream;
 mod tasks;
+mod workflows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -148,6 +149,7 @@ fn routes() -> Vec<Route> {
         schedules::routes(),
         tasks::routes(),
         stream::routes(),
+        workflows::routes(),
     ]
     .concat()
 }

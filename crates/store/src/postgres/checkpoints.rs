@@ -51,9 +51,7 @@ impl PostgresStore {
     }
 
     pub(super) async fn restore_checkpoint(&self, saved: Checkpoint) -> Result<Restored> {
-        if saved.format != FORMAT {
-            return Ok(Restored::UnknownFormat);
-        }
+        saved.check().map_err(Error::Corrupt)?;
         let mut session = self.session("restore a workflow").await?;
         session.batch("BEGIN").await?;
         let id = saved.id;

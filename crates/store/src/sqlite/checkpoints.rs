@@ -13,6 +13,7 @@ use super::workflow_rows::{
     columns, insert_instance, instance, keep_body, step_columns, tell, write_record,
 };
 use super::{get, now, submit};
+use crate::Error;
 use crate::column::{from_json, parsed, payload};
 use crate::workflows::checkpoint::{
     Checkpoint, FORMAT, Restored, SavedSignal, SavedStep, saved_task,
@@ -145,9 +146,7 @@ fn tasks(
 
 pub(super) fn restore(c: &Connection, saved: Checkpoint) -> Result<(Restored, Ready), Fault> {
     let mut ready = Ready::default();
-    if saved.format != FORMAT {
-        return Ok((Restored::UnknownFormat, ready));
-    }
+    saved.check().map_err(Error::Corrupt)?;
     let known: Option<i64> = c
         .prepare_cached("SELECT revision FROM workflows WHERE id = ?1")?
         .query_row([saved.id.0.as_bytes()], |row| row.get(0))

@@ -42,6 +42,25 @@ pub struct Checkpoint {
     pub(crate) tasks: Vec<SavedTask>,
 }
 
+impl Checkpoint {
+    /// How many workflows are above it.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.head.depth
+    }
+
+    /// Whether this program knows the form of the document.
+    ///
+    /// # Errors
+    /// When it does not, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.format == FORMAT {
+            return Ok(());
+        }
+        Err(format!("its format is {}, and this program knows {FORMAT}", self.format))
+    }
+}
+
 /// A step or an item.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,8 +106,6 @@ pub enum Restored {
         /// How many changes the one in the store has seen.
         revision: i64,
     },
-    /// The document has a form that this program does not know.
-    UnknownFormat,
 }
 
 /// A task as it was handed in.
