@@ -41,6 +41,7 @@ pub(crate) enum Command {
     Schedule(commands::schedule::ScheduleArgs),
     Serve(ServeArgs),
     Worker(WorkerArgs),
+    Workflow(crate::commands::workflow::WorkflowArgs),
     #[command(hide = true)]
     Instance(InstanceArgs),
 }
@@ -192,6 +193,9 @@ pub(crate) struct ServeArgs {
     pub(crate) max_payload: usize,
     #[command(flatten)]
     pub(crate) work: WorkArgs,
+    /// Keep each workflow as a file in this folder; for a supervisor.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoints: Option<PathBuf>,
 }
 
 /// Work on tasks.

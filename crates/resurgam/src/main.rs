@@ -54,6 +54,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Schedule(args) => commands::schedule::run(args).await,
         Command::Serve(args) => commands::serve::run(args).await,
         Command::Worker(args) => commands::worker::run(args).await,
+        Command::Workflow(args) => commands::workflow::run(args).await,
         Command::Instance(args) => commands::instance::run(args).await,
     }
 }

@@ -15,3 +15,4 @@ pub(crate) mod task;
 pub(crate) mod up;
 pub(crate) mod work;
 pub(crate) mod worker;
+pub(crate) mod workflow;

@@ -29,6 +29,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<u8, Failure> {
     let bus = Arc::new(EmbeddedBus::new(Arc::clone(&store)));
     let mut settings = ServeSettings::new(args.roles, args.listen);
     settings.registry_url = args.registry;
+    settings.checkpoints = args.checkpoints;
     settings.limits = Limits::with_payload(args.max_payload);
     let ready = |address| tracing::info!(%address, "serving");
 

@@ -225,6 +225,9 @@ impl Up {
         };
         let mut api_args = serve("api", api_address);
         api_args.push(format!("--registry={registry_url}"));
+        let mut supervisor_args = serve("supervisor", supervisor_address);
+        let checkpoints = self.state.join("checkpoints");
+        supervisor_args.push(format!("--checkpoints={}", checkpoints.display()));
         for (name, kind, args, address) in [
             (
                 registry,
@@ -232,12 +235,7 @@ impl Up {
                 serve("registry", registry_address),
                 registry_address,
             ),
-            (
-                supervisor,
-                ComponentKind::Supervisor,
-                serve("supervisor", supervisor_address),
-                supervisor_address,
-            ),
+            (supervisor, ComponentKind::Supervisor, supervisor_args, supervisor_address),
             (api, ComponentKind::Api, api_args, api_address),
         ] {
             self.roles.push((name.clone(), Client::new(&format!("http://{address}"))?));
