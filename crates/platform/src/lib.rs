@@ -13,9 +13,9 @@
 
 pub mod access;
 mod api;
+pub mod checkpoints;
 mod claims;
 mod direct;
-pub mod checkpoints;
 mod heartbeats;
 mod listener;
 pub mod metrics;
