@@ -18,3 +18,4 @@ mod harness;
 mod http;
 mod life;
 mod start_errors;
+mod workflows_killed;

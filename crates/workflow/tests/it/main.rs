@@ -12,5 +12,6 @@
 mod advancing;
 mod checks;
 mod drawing;
+mod examples;
 mod model;
 mod sim;
