@@ -64,6 +64,17 @@ pub(crate) const TABLE: &[(&str, &str, Rule)] = &[
     ("GET", "/schedules/{*name}", VIEWER),
     ("PUT", "/schedules/{*name}", operator("schedule.put")),
     ("DELETE", "/schedules/{*name}", operator("schedule.remove")),
+    // Workflows. A signal may be a person's approval, so it is not for agents.
+    ("GET", "/workflows", VIEWER),
+    ("GET", "/workflows/{id}", VIEWER),
+    ("GET", "/workflows/{id}/step", VIEWER),
+    ("POST", "/workflows", AGENT),
+    ("POST", "/workflows/{id}/cancel", operator("workflow.cancel")),
+    ("POST", "/workflows/{id}/retry", operator("workflow.retry")),
+    ("POST", "/workflows/{id}/signal", operator("workflow.signal")),
+    ("GET", "/definitions", VIEWER),
+    ("GET", "/definitions/{name}", VIEWER),
+    ("PUT", "/definitions/{name}", operator("definition.put")),
     // Agents.
     ("GET", "/agents", VIEWER),
     ("GET", "/workers", VIEWER),
