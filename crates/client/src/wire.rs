@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use resurgam_model::access::{AccessMode, AccessToken};
-use resurgam_model::agent::{Agent, HeartbeatTerms};
+use resurgam_model::agent::{Agent, HeartbeatTerms, MAX_TRAITS};
 use resurgam_model::limit::Limit;
 use resurgam_model::schema::{Key, Text};
 use resurgam_model::task::{Change, Claim, LeaseRef, TaskCounts, TaskState};
@@ -14,13 +14,20 @@ use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role, T
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The most items in one request.
+pub const MAX_ITEMS: usize = 1000;
+
+/// The most tasks in one claim.
+pub const MAX_CLAIM: u32 = 256;
+
 macro_rules! lists {
-    ($($(#[$meta:meta])* $name:ident $field:ident;)+) => {$(
+    ($($(#[$meta:meta])* $name:ident $field:ident $($max:literal)?;)+) => {$(
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[schemars(inline)]
         $(#[$meta])*
         pub struct $name<T> {
             /// The list.
+            $(#[schemars(length(max = $max))])?
             pub $field: T,
         }
     )+};
@@ -29,27 +36,27 @@ macro_rules! lists {
 lists! {
     /// `POST /tasks/batch`.
     #[serde(deny_unknown_fields)]
-    TaskBatch tasks;
+    TaskBatch tasks 1000;
     /// What came of a batch, and what `GET /tasks` answers.
     TaskList tasks;
     /// `POST /tasks/complete`.
     #[serde(deny_unknown_fields)]
-    Completions completions;
+    Completions completions 1000;
     /// `POST /tasks/fail`.
     #[serde(deny_unknown_fields)]
-    Failures failures;
+    Failures failures 1000;
     /// What came of each, in order.
     Outcomes outcomes;
     /// What was claimed.
     Leases leases;
     /// `POST /agents/heartbeat`.
     #[serde(deny_unknown_fields)]
-    Heartbeats agents;
+    Heartbeats agents 1000;
     /// Whether each agent is known, in order; one that is not must register again.
     Known known;
     /// `POST /messages`.
     #[serde(deny_unknown_fields)]
-    MessageBatch messages;
+    MessageBatch messages 1000;
     /// What `GET /workflows` answers.
     WorkflowList workflows;
     /// What `GET /workflows/{id}/step` answers.
@@ -141,6 +148,7 @@ pub struct DrainRequest {
     pub id: AgentId,
     /// Why, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Text>")]
     pub reason: Option<String>,
 }
 
@@ -241,9 +249,11 @@ pub struct ClaimRequest {
     /// The life of the agent that asks.
     pub instance: InstanceId,
     /// What it can do.
+    #[schemars(length(min = 1, max = MAX_TRAITS))]
     pub capabilities: Vec<Capability>,
     /// At most so many; 1 to 256.
     #[serde(default = "one")]
+    #[schemars(range(min = 1, max = MAX_CLAIM))]
     pub max: u32,
     /// How long the leases last unless extended; 100 ms to a day.
     #[serde(default = "ten_seconds")]
@@ -281,6 +291,7 @@ impl ClaimRequest {
 #[serde(deny_unknown_fields)]
 pub struct ExtendRequest {
     /// Which leases.
+    #[schemars(length(max = MAX_ITEMS))]
     pub leases: Vec<LeaseRef>,
     /// From now, until when.
     pub lease: Duration,
@@ -306,6 +317,7 @@ pub struct Acknowledgement {
     /// Whose mailbox.
     pub agent: AgentId,
     /// The sequence numbers of what was read.
+    #[schemars(length(max = MAX_ITEMS))]
     pub sequences: Vec<i64>,
 }
 

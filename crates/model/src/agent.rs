@@ -8,8 +8,11 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::Moment;
+use crate::schema::{MAX_TEXT, Moment, TEXT_PATTERN, Text};
 use crate::{AgentId, Capability, Duration, InstanceId};
+
+/// The most labels and capabilities of one agent.
+pub const MAX_TRAITS: usize = 256;
 
 /// What an agent says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -21,15 +24,21 @@ pub struct Registration {
     pub instance: InstanceId,
     /// What it can do; empty for an agent that only hands in work.
     #[serde(default)]
+    #[schemars(length(max = MAX_TRAITS))]
     pub capabilities: Vec<Capability>,
     /// How many tasks it works on at once.
     #[serde(default = "one")]
     pub capacity: u32,
     /// Free labels: zone, team.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Text>", extend(
+        "maxProperties" = MAX_TRAITS,
+        "propertyNames" = { "maxLength": MAX_TEXT, "pattern": TEXT_PATTERN },
+    ))]
     pub labels: BTreeMap<String, String>,
     /// The version of its software, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Text>")]
     pub version: Option<String>,
     /// How often it wants to show itself, if that is less often than the registry asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +204,7 @@ pub struct Heartbeat {
     pub load: Option<u32>,
     /// Why it is so, for people; goes with `state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Text>")]
     pub reason: Option<String>,
 }
 

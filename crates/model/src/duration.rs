@@ -18,7 +18,7 @@ use crate::schema;
     "format" = schema::DURATION,
     "pattern" = schema::DURATION_PATTERN,
     "minLength" = 2,
-    "examples" = ["250ms", "15m", "1h 30m"],
+    "examples" = ["250ms", "1s 500ms"],
 ))]
 pub struct Duration(pub std::time::Duration);
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{self, Moment};
+use crate::schema::{self, Key, Moment};
 use crate::{AgentId, MessageId, Payload};
 
 /// The topic that agents use when they name no other.
@@ -20,6 +20,7 @@ pub struct NewMessage {
     pub id: MessageId,
     /// The stream it belongs to.
     #[serde(default = "default_topic")]
+    #[schemars(with = "Key")]
     pub topic: String,
     /// Who gets it.
     pub to: AgentId,
@@ -27,6 +28,7 @@ pub struct NewMessage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<AgentId>,
     /// What kind of message, such as `task.completed`.
+    #[schemars(with = "Key")]
     pub kind: String,
     /// What it says.
     #[serde(default)]

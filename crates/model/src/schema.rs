@@ -17,6 +17,9 @@ pub const DURATION: &str = "duration-text";
 pub const DURATION_PATTERN: &str =
     "^([0-9]{1,5}h ?)?([0-9]{1,6}m ?)?([0-9]{1,8}s ?)?([0-9]{1,9}ms)?$";
 
+/// The pattern of short texts: no control characters.
+pub const TEXT_PATTERN: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
+
 /// The most characters of a short text.
 pub const MAX_TEXT: usize = 256;
 
@@ -24,7 +27,7 @@ pub const MAX_TEXT: usize = 256;
 #[derive(JsonSchema)]
 #[schemars(inline)]
 pub struct Text(
-    #[schemars(length(max = MAX_TEXT), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
+    #[schemars(length(max = MAX_TEXT), regex(pattern = TEXT_PATTERN))]
     #[allow(dead_code, reason = "describes texts and is never made")]
     String,
 );
@@ -33,7 +36,7 @@ pub struct Text(
 #[derive(JsonSchema)]
 #[schemars(inline)]
 pub struct Key(
-    #[schemars(length(min = 1, max = MAX_TEXT), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
+    #[schemars(length(min = 1, max = MAX_TEXT), regex(pattern = TEXT_PATTERN))]
     #[allow(dead_code, reason = "describes texts and is never made")]
     String,
 );

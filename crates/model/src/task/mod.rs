@@ -1,5 +1,6 @@
 //! Tasks and the leases under which they are worked on.
 
+mod forms;
 mod retry;
 
 pub use retry::{Backoff, RetryPolicy};
@@ -103,6 +104,7 @@ pub struct NewTask {
     /// Handing in the same key again gives the first task back instead of a second one. Keys
     /// are kept as long as their tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Key>")]
     pub idempotency_key: Option<String>,
     /// Higher goes first; 0 by default.
     #[serde(default)]
@@ -290,6 +292,7 @@ pub struct Lease {
 
 /// Names a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct LeaseRef {
     /// The task.
     pub task: TaskId,
@@ -299,17 +302,18 @@ pub struct LeaseRef {
 
 /// A task done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "forms::Completion")]
 pub struct Completion {
     /// Under which lease.
     #[serde(flatten)]
     pub lease: LeaseRef,
     /// What it gave.
-    #[serde(default)]
     pub result: Payload,
 }
 
 /// A try that failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "forms::Failure")]
 pub struct Failure {
     /// Under which lease.
     #[serde(flatten)]
@@ -317,12 +321,7 @@ pub struct Failure {
     /// Why, for people.
     pub error: String,
     /// False when another try cannot help: the task is dead at once.
-    #[serde(default = "yes")]
     pub retry: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// What became of a word about a lease.

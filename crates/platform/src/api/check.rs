@@ -3,11 +3,14 @@
 use std::fmt::Display;
 use std::time::Duration as StdDuration;
 
-use resurgam_client::wire::TaskFilter;
+pub(super) use resurgam_client::wire::MAX_ITEMS;
+use resurgam_client::wire::{MAX_CLAIM, TaskFilter};
+pub(super) use resurgam_model::agent::MAX_TRAITS;
 use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
 use resurgam_model::message::NewMessage;
 use resurgam_model::schedule::NewSchedule;
-use resurgam_model::task::{Claim, Completion, Failure, NewTask};
+use resurgam_model::schema::MAX_TEXT;
+use resurgam_model::task::{Claim, Completion, Failure, NewTask, TaskQuery};
 use resurgam_model::{Duration, Payload};
 
 use crate::problem::Problem;
@@ -15,14 +18,6 @@ use crate::serve::Limits;
 
 type Checked = Result<(), Problem>;
 
-/// The most items in one request.
-pub(super) const MAX_ITEMS: usize = 1000;
-/// The most tasks in one claim.
-const MAX_CLAIM: u32 = 256;
-/// The longest key, topic, kind or label in bytes.
-pub(super) const MAX_TEXT: usize = 256;
-/// The most labels and capabilities of one agent.
-pub(super) const MAX_TRAITS: usize = 256;
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 /// The most tags of a task.
@@ -57,11 +52,11 @@ pub(super) fn size(field: impl Display, bytes: usize, limits: &Limits) -> Checke
 }
 
 pub(super) fn text(field: impl Display, text: &str) -> Checked {
-    if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+    if text.chars().count() <= MAX_TEXT && !text.chars().any(char::is_control) {
         return Ok(());
     }
     Err(Problem::invalid_field(format!(
-        "{field}: use at most {MAX_TEXT} bytes without control characters"
+        "{field}: use at most {MAX_TEXT} characters without control characters"
     )))
 }
 
@@ -133,6 +128,16 @@ fn not_empty(field: impl Display, value: &str) -> Checked {
         return Err(Problem::invalid_field(format!("{field} must not be empty; leave it out")));
     }
     text(field, value)
+}
+
+pub(super) fn task_query(query: &TaskQuery) -> Checked {
+    for (name, value) in [("key", &query.key), ("tag", &query.tag)] {
+        if let Some(value) = value {
+            not_empty(name, value)
+                .map_err(|problem| Problem::invalid_parameter(problem.detail.clone()))?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn filter(filter: &TaskFilter) -> Checked {

@@ -224,10 +224,9 @@ fn document(routes: &[Route]) -> Value {
                 "name": "x-request-id",
                 "in": "header",
                 "required": false,
-                "description": "An id by which the request can be found in the log: 1 to 128 \
-                                visible ASCII characters. Others are replaced by a new one.",
-                "schema": { "type": "string", "minLength": 1, "maxLength": 128,
-                            "pattern": "^[!-~]+$" },
+                "description": "An id by which the request can be found in the log. One that is \
+                                not made of 1 to 128 visible ASCII characters is replaced.",
+                "schema": { "type": "string" },
             } },
             "headers": {
                 "RequestId": {

@@ -90,6 +90,7 @@ pub(super) async fn list(
     State(app): Shared,
     Parameters(query): Parameters<TaskQuery>,
 ) -> Result<Answer<TaskList<Vec<Task>>>, Problem> {
+    check::task_query(&query)?;
     Ok(Answer(TaskList { tasks: app.store.tasks(&query).await? }))
 }
 

@@ -62,7 +62,7 @@ async fn bodies() {
         post(&server, "/tasks", "{\"capability\":\"x\",\"retry\":{\"max_attempts\":0}}").await, @"422 invalid-field: retry.max_attempts must be at least 1");
     insta::assert_snapshot!(
         post(&server, "/tasks/batch", "{\"tasks\":[{\"capability\":\"x\",\"idempotency_key\":\"a\\u0000\"}]}").await,
-        @"422 invalid-field: tasks[0].idempotency_key: use at most 256 bytes without control characters");
+        @"422 invalid-field: tasks[0].idempotency_key: use at most 256 characters without control characters");
     let deep = "[".repeat(2000);
     insta::assert_snapshot!(
         post(&server, "/tasks", format!("{{\"capability\":\"x\",\"payload\":{deep}}}")).await, @"400 malformed-json: expected value at line 1 column 2029");
