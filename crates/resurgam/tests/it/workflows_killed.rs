@@ -53,13 +53,14 @@ input = "${input.name}/${input.end}"
 const WORK: &str = r#"#!/bin/sh
 read -r what
 printf '%s %s\n' "$what" "$RESURGAM_TASK_ID" >> ledger
+sleep 0.2
 case "$what" in */breaks) exit 100;; esac
 printf done
 "#;
 
 /// Workflows in all; every third one fails at its end.
-const WORKFLOWS: usize = 12;
-const KILLS: u32 = 14;
+const WORKFLOWS: usize = 20;
+const KILLS: u32 = 20;
 
 #[test]
 fn on_sqlite() {
@@ -238,7 +239,7 @@ fn killed_at_random(store: impl Fn(&Place) -> (Vec<String>, Option<String>)) {
     });
 
     let shown = place.finish(&["workflow", "show", &ids[0], &api]);
-    assert!(shown.out.contains("✘ last"), "{shown:?}");
+    assert!(shown.out.contains("✘    last"), "{shown:?}");
     for worker in platform.workers.drain(..) {
         worker.signal(Signal::KILL);
         worker.end(&place, SHORT);
