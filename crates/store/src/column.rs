@@ -31,6 +31,11 @@ pub(crate) fn time(micros: i64) -> Result<Timestamp> {
     Timestamp::from_microsecond(micros).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
+/// A point in time as PostgreSQL's driver gives it.
+pub(crate) fn moment(at: std::time::SystemTime) -> Result<Timestamp> {
+    Timestamp::try_from(at).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
 /// A point in time that may be missing.
 pub(crate) fn time_if(micros: Option<i64>) -> Result<Option<Timestamp>> {
     micros.map(time).transpose()

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use resurgam_model::task::{Claim, Lease, Token};
 use resurgam_model::{Capability, ClaimId, TaskId};
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, get};
 use crate::Result;
-use crate::column::{micros, parsed, payload, time, time_if, unsigned};
+use crate::column::{micros, moment, parsed, payload, unsigned};
 
 /// Turns the rows of `picked`, which must hold their locks, into leases. The parameters 1, 2, 4
 /// and 5 are the agent, its life, the length of the leases and the claim's id.
@@ -20,24 +21,27 @@ macro_rules! take {
             "claimed AS (
                 UPDATE tasks AS t SET
                     state = 'running', token = token + 1, attempts = attempts + 1, held_by = $1,
-                    held_instance = $2, claim_id = $5::uuid, started_at = clock_timestamp(),
+                    held_instance = $2, claim_id = $5::uuid, started_at = now(),
                     lease_until = least(
-                        clock_timestamp() + $4::bigint * interval '1 microsecond',
-                        clock_timestamp() + timeout_ms * interval '1 millisecond'),
-                    timeout_at = clock_timestamp() + timeout_ms * interval '1 millisecond',
+                        now() + $4::bigint * interval '1 microsecond',
+                        now() + timeout_ms * interval '1 millisecond'),
+                    timeout_at = now() + timeout_ms * interval '1 millisecond',
                     limited = ",
             $limited,
             "
                 FROM picked WHERE t.ctid = picked.at
                 RETURNING t.id, t.token, t.capability, t.payload, t.attempts, t.priority, t.key,
-                    (extract(epoch FROM t.lease_until) * 1000000)::bigint AS lease_until,
-                    (extract(epoch FROM t.timeout_at) * 1000000)::bigint AS timeout_at
+                    t.lease_until,
+                    t.timeout_at
             )"
         )
     };
 }
 pub(super) use take;
 
+/// Of the agent only its name leads to an index: with statistics from when there were few agents,
+/// reading all that are available would look as cheap.
+///
 /// The agent's row is locked against its expiry and against its next life until commit, and so
 /// these see the claim. The walk along the index is one for each capability, since one for all
 /// would have to sort everything that is ready. Of what several capabilities give, the surplus
@@ -45,7 +49,7 @@ pub(super) use take;
 const CLAIM: &str = concat!(
     "WITH me AS MATERIALIZED (
         SELECT id FROM agents
-        WHERE id = $1 AND instance = $2 AND state = 'available' FOR SHARE
+        WHERE id = $1 AND instance = $2 AND coalesce(state = 'available', false) FOR SHARE
     ), picked AS MATERIALIZED (
         SELECT t.at FROM unnest($3::text[]) WITH ORDINALITY AS c (capability, turn)
         CROSS JOIN LATERAL (
@@ -65,8 +69,7 @@ const CLAIM: &str = concat!(
 
 /// What a claim took whose answer was lost.
 const AGAIN: &str = "SELECT id, token, capability, payload, attempts, priority, key,
-         (extract(epoch FROM lease_until) * 1000000)::bigint AS lease_until,
-         (extract(epoch FROM timeout_at) * 1000000)::bigint AS timeout_at
+         lease_until, timeout_at
      FROM tasks
      WHERE state = 'running' AND held_by = $1 AND held_instance = $2 AND claim_id = $3";
 
@@ -182,8 +185,10 @@ impl Found {
                 capability,
                 payload: payload(get(row, "payload")?)?,
                 attempt: unsigned(i64::from(get::<i32>(row, "attempts")?))?,
-                until: time(get(row, "lease_until")?)?,
-                timeout_at: time_if(get(row, "timeout_at")?)?,
+                until: moment(get(row, "lease_until")?)?,
+                timeout_at: get::<Option<SystemTime>>(row, "timeout_at")?
+                    .map(moment)
+                    .transpose()?,
             };
             taken.push(((turn, Reverse(get::<i16>(row, "priority")?), task), lease));
         }

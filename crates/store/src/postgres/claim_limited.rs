@@ -21,7 +21,7 @@ const MOST_KEYS: i64 = 5000;
 
 /// As in every claim.
 const LOCK_AGENT: &str = "SELECT 1 FROM agents
-     WHERE id = $1 AND instance = $2 AND state = 'available' FOR SHARE";
+     WHERE id = $1 AND instance = $2 AND coalesce(state = 'available', false) FOR SHARE";
 
 const LOCK: &str = "SELECT capability, spec, level,
          (extract(epoch FROM level_at) * 1000000)::bigint AS level_at,

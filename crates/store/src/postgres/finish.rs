@@ -16,9 +16,9 @@ macro_rules! finish {
                     attempts, max_attempts, priority, jitter, fixed_backoff, capability, payload,
                     idempotency_key, key, tags, timeout_ms, keep_ms, reply_to, workflow, step,
                     held_by, started_at, end_state, end_result, end_error, end_failed,
-                    clock_timestamp(),
+                    now(),
                     -- Seven days are the default of the model.
-                    CASE WHEN end_state <> 'dead' THEN clock_timestamp()
+                    CASE WHEN end_state <> 'dead' THEN now()
                         + coalesce(keep_ms, 604800000) * interval '1 millisecond' END
                 FROM ",
             $over,
