@@ -223,11 +223,11 @@ pub struct NewAccessToken {
 pub enum InvalidToken {
     /// A pattern for a role that it would not bind.
     #[error(
-        "agents: only a token of the role agent can be bound to agents, and this one is for a {0}"
+        "agents: only a token of the role agent can be bound to agents, not one of the role {0}"
     )]
     PatternForOther(AccessRole),
     /// It would be over at once, or after everybody has forgotten it.
-    #[error("expires_in is {0}; it must be from 1s to 3650d")]
+    #[error("expires_in is {0}; it must be from 1s to 87600h")]
     Expiry(Duration),
 }
 

@@ -10,6 +10,7 @@ use resurgam_recovery::drill::FaultKind;
 
 use crate::commands;
 
+use crate::commands::access::AccessArgs;
 use crate::commands::api::ApiArgs;
 use crate::commands::store::StoreArgs;
 use crate::commands::work::WorkArgs;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Task(commands::task::TaskArgs),
     Limit(commands::limit::LimitArgs),
     Schedule(commands::schedule::ScheduleArgs),
+    Token(commands::token::TokenArgs),
+    AuditLog(commands::audit_log::AuditLogArgs),
     Serve(ServeArgs),
     Worker(WorkerArgs),
     Workflow(crate::commands::workflow::WorkflowArgs),
@@ -180,7 +183,8 @@ pub(crate) struct ServeArgs {
     /// A role: api, registry, supervisor or worker. Can be given several times.
     #[arg(long = "role", required = true)]
     pub(crate) roles: Vec<Role>,
-    /// Where to listen: a loopback address; port 0 takes a free one.
+    /// Where to listen; port 0 takes a free one. What is no loopback address needs --access
+    /// tokens and TLS.
     #[arg(long, default_value = "127.0.0.1:7070")]
     pub(crate) listen: SocketAddr,
     /// Where the registry is, for an api that is not the registry as well.
@@ -188,6 +192,8 @@ pub(crate) struct ServeArgs {
     pub(crate) registry: Option<String>,
     #[command(flatten)]
     pub(crate) database: StoreArgs,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
     /// The largest payload in bytes.
     #[arg(long, default_value_t = 1024 * 1024)]
     pub(crate) max_payload: usize,

@@ -52,6 +52,8 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Task(args) => commands::task::run(args).await,
         Command::Limit(args) => commands::limit::run(args).await,
         Command::Schedule(args) => commands::schedule::run(args).await,
+        Command::Token(args) => commands::token::run(args).await,
+        Command::AuditLog(args) => commands::audit_log::run(args).await,
         Command::Serve(args) => commands::serve::run(args).await,
         Command::Worker(args) => commands::worker::run(args).await,
         Command::Workflow(args) => commands::workflow::run(args).await,

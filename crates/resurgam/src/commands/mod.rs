@@ -1,6 +1,8 @@
 //! One file per command.
 
+pub(crate) mod access;
 pub(crate) mod api;
+pub(crate) mod audit_log;
 pub(crate) mod demo;
 pub(crate) mod drill;
 pub(crate) mod incidents;
@@ -12,6 +14,7 @@ pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod store;
 pub(crate) mod task;
+pub(crate) mod token;
 pub(crate) mod up;
 pub(crate) mod work;
 pub(crate) mod worker;

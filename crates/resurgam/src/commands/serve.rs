@@ -31,6 +31,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<u8, Failure> {
     settings.registry_url = args.registry;
     settings.checkpoints = args.checkpoints;
     settings.limits = Limits::with_payload(args.max_payload);
+    args.access.apply(&mut settings)?;
     let ready = |address| tracing::info!(%address, "serving");
 
     // Both are told to end at the same moment, and each ends in order. If one ends by itself, so

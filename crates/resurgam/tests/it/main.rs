@@ -9,6 +9,7 @@
     reason = "helpers of tests are tests too"
 )]
 
+mod access;
 mod bad_input;
 mod controller_killed;
 mod demo;

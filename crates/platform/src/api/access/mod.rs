@@ -70,6 +70,7 @@ enum Key {
 }
 
 /// As whom a request is counted.
+#[derive(Clone, Copy)]
 enum Counted<'a> {
     Known(&'a Caller),
     Unasked,
