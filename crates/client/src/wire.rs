@@ -12,7 +12,8 @@ use resurgam_model::schema::{Key, Text};
 use resurgam_model::task::{Change, Claim, LeaseRef, TaskCounts, TaskState};
 use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role, TaskId};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The most items in one request.
 pub const MAX_ITEMS: usize = 1000;
@@ -168,12 +169,24 @@ pub struct TaskOrder {
     #[schemars(length(max = 1000))]
     pub tasks: Vec<TaskId>,
     /// All tasks that it fits, instead of `tasks`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "object", skip_serializing_if = "Option::is_none")]
     pub filter: Option<TaskFilter>,
     /// Why they are cancelled, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Text>")]
     pub reason: Option<String>,
+}
+
+/// Reads an object and nothing else: serde would also take a list of its fields, in which an order
+/// about all tasks is easily hidden.
+fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let object = Option::<serde_json::Map<String, serde_json::Value>>::deserialize(deserializer)?;
+    let value = object.map(|object| T::deserialize(serde_json::Value::Object(object)));
+    value.transpose().map_err(D::Error::custom)
 }
 
 /// Which tasks an order is about. What is given must all fit.

@@ -68,6 +68,11 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first == Some(&b'[') && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        // serde would take it for the fields in their order.
+        return Err(Problem::invalid_field("the body must be an object, and is a list"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         if error.is_data() {
             // serde's text names the field and ends with line and column.
@@ -139,6 +144,18 @@ mod tests {
         let problem = read(Body::from("123456"), 5).await.unwrap_err();
         assert_eq!(problem.status, 413);
         assert!(problem.detail.contains("5 bytes"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn a_list_is_not_taken_for_an_object() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Order {
+            #[serde(default)]
+            all: bool,
+        }
+        assert!(!parse::<Order>(b" {}").unwrap().all);
+        assert_eq!(parse::<Order>(b" [true]").unwrap_err().status, 422);
+        assert_eq!(parse::<Order>(b"[").unwrap_err().status, 400);
     }
 
     #[test]

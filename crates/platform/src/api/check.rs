@@ -130,14 +130,15 @@ fn not_empty(field: impl Display, value: &str) -> Checked {
     text(field, value)
 }
 
+/// A short text behind the `?`.
+pub(super) fn parameter(name: &str, value: Option<&str>) -> Checked {
+    let checked = value.map_or(Ok(()), |value| not_empty(name, value));
+    checked.map_err(|problem| Problem::invalid_parameter(problem.detail.clone()))
+}
+
 pub(super) fn task_query(query: &TaskQuery) -> Checked {
-    for (name, value) in [("key", &query.key), ("tag", &query.tag)] {
-        if let Some(value) = value {
-            not_empty(name, value)
-                .map_err(|problem| Problem::invalid_parameter(problem.detail.clone()))?;
-        }
-    }
-    Ok(())
+    parameter("key", query.key.as_deref())?;
+    parameter("tag", query.tag.as_deref())
 }
 
 pub(super) fn filter(filter: &TaskFilter) -> Checked {

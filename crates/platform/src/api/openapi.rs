@@ -143,17 +143,19 @@ impl Operation<'_> {
 
     /// An answer.
     pub(super) fn gives(&mut self, given: &Given) {
-        let mut response = Map::new();
+        let response = self.responses.entry(given.status.as_u16()).or_default();
         if let Some((media_type, describe)) = given.body {
             let schema = describe(self.answers);
-            response.insert("content".to_owned(), json!({ media_type: { "schema": schema } }));
+            let content = response.entry("content").or_insert_with(|| json!({}));
+            if let Some(content) = content.as_object_mut() {
+                content.insert(media_type.to_owned(), json!({ "schema": schema }));
+            }
         }
         let what = match given.what {
             "" => given.status.canonical_reason().unwrap_or_default(),
             what => what,
         };
         response.insert("description".to_owned(), what.into());
-        self.responses.insert(given.status.as_u16(), response);
     }
 
     /// Problems.

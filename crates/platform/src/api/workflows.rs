@@ -136,6 +136,7 @@ async fn list(
     State(app): Shared,
     Parameters(query): Parameters<WorkflowQuery>,
 ) -> Result<Answer<WorkflowList<Vec<Workflow>>>, Problem> {
+    check::parameter("name", query.name.as_deref())?;
     Ok(Answer(WorkflowList { workflows: app.store.workflows(&query).await? }))
 }
 
@@ -151,7 +152,7 @@ async fn step(
     PathId(id): PathId<WorkflowId>,
     Parameters(query): Parameters<StepQuery>,
 ) -> Result<Answer<WorkflowSteps<Vec<WorkflowStepView>>>, Problem> {
-    check::key("step", &query.step)?;
+    check::parameter("step", Some(&query.step))?;
     let items = ItemQuery { after: query.after, limit: query.limit };
     let steps = app.store.workflow_step(id, &query.step, &items).await?;
     if steps.is_empty() {
