@@ -16,6 +16,7 @@ use tokio_postgres::Notification;
 
 use super::PostgresStore;
 use super::connect::{Connected, Host, race};
+use super::tidy::Tidy;
 use crate::bell::Bell;
 use crate::{Wake, Wakes};
 
@@ -33,8 +34,9 @@ pub(super) struct Bells {
     /// Told when there is something to tell, and when the bells go away.
     rung: Arc<Notify>,
     started: AtomicBool,
-    hosts: Arc<[Host]>,
-    timeout: Duration,
+    pub(super) hosts: Arc<[Host]>,
+    pub(super) timeout: Duration,
+    pub(super) tidy: Tidy,
 }
 
 impl Bells {
@@ -46,6 +48,7 @@ impl Bells {
             started: AtomicBool::new(false),
             hosts,
             timeout,
+            tidy: Tidy::default(),
         })
     }
 

@@ -98,6 +98,7 @@ impl PostgresStore {
             let workflows: Vec<Uuid> = get(row, "workflows")?;
             self.moved.add(workflows.into_iter().map(WorkflowId));
         }
+        self.ended(u64::try_from(completed).unwrap_or_default());
         if usize::try_from(completed).is_ok_and(|completed| completed == leases.len()) {
             return Ok(vec![Outcome::Accepted; leases.len()]);
         }

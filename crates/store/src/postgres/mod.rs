@@ -26,6 +26,7 @@ mod submit;
 mod take_back;
 mod task_rows;
 mod tasks;
+mod tidy;
 mod workflow_rows;
 mod workflows;
 
