@@ -107,6 +107,16 @@ def test_what_is_dead_has_no_result(client: Client) -> None:
     assert failed.value.task.id == task.id
 
 
+def test_tasks_are_cancelled_and_requeued(client: Client) -> None:
+    one, other = client.submit("x").id, client.submit("x").id
+    unknown = "0198c0de-0000-7000-8000-000000000000"
+    assert client.cancel(one, unknown, reason="not needed") == {one: "changed", unknown: "unknown"}
+    with pytest.raises(TaskFailed, match="cancelled"):
+        client.result(one, timeout=10)
+    assert client.requeue(one, other) == {one: "changed", other: "unchanged"}
+    assert client.task(one).state == "ready"
+
+
 def test_messages_are_sent_read_and_acknowledged(client: Client) -> None:
     id = client.send("writer-1", "note", {"text": "thank you"}, sender="boss", topic="talk")
     client.send("writer-1", "note", {"text": "thank you"}, id=id)

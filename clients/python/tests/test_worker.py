@@ -110,12 +110,12 @@ def test_nothing_is_lost_when_the_server_is_killed(server: Server, start: Start)
 def test_a_killed_worker_has_its_work_done_by_the_next(server: Server, start: Start) -> None:
     client = server.client()
     script = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from resurgam import Client, Worker\n"
         "worker = Worker('w', Client(sys.argv[1]), concurrency=3, lease='60s')\n"
         "@worker.handler('slow')\n"
         "def slow(work):\n"
-        "    print('begun', flush=True)\n"
+        "    os.write(1, b'begun\\n')\n"
         "    time.sleep(3600)\n"
         "worker.run()\n"
     )

@@ -44,6 +44,7 @@ from .types import (
     Task,
     Welcome,
 )
+from .workflows import Workflow, WorkflowFailed, Workflows
 from .worker import Handler, Work, Worker
 
 __version__ = "0.1.0"
@@ -71,4 +72,7 @@ __all__ = [
     "Welcome",
     "Work",
     "Worker",
+    "Workflow",
+    "WorkflowFailed",
+    "Workflows",
 ]

@@ -25,6 +25,7 @@ from .types import (
     length_text,
     objects,
 )
+from .workflows import Workflows
 
 #: Where the API is if nothing else is said.
 DEFAULT_URL = "http://127.0.0.1:7070"
@@ -75,6 +76,8 @@ class Client:
         self.transport = Transport(base, token, context)
         self.timeout = timeout
         self.patience = patience
+        #: What can be done with workflows.
+        self.workflows = Workflows(self)
 
     @property
     def url(self) -> str:
@@ -91,7 +94,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(
+    def request(
         self,
         method: str,
         path: str,
@@ -99,6 +102,7 @@ class Client:
         query: Optional[Mapping[str, Json]] = None,
         wait: float = 0.0,
     ) -> Json:
+        """Any request that may be repeated: for what this class has no method for."""
         return self.transport.persistently(
             method,
             path,
@@ -157,19 +161,19 @@ class Client:
             retry=retry,
             reply_to=reply_to,
         )
-        return Submitted.from_json(self._call("POST", "/tasks", _keyed(task)))
+        return Submitted.from_json(self.request("POST", "/tasks", _keyed(task)))
 
     def submit_batch(self, tasks: Iterable[NewTask]) -> List[Submitted]:
         """Hands in up to 1000 tasks: all of them or, on an error, none.
 
         >>> client.submit_batch([NewTask("draft", 1), NewTask("draft", 2)])  # doctest: +SKIP
         """
-        answer = self._call("POST", "/tasks/batch", {"tasks": [_keyed(task) for task in tasks]})
+        answer = self.request("POST", "/tasks/batch", {"tasks": [_keyed(task) for task in tasks]})
         return [Submitted.from_json(value) for value in objects(answer, "tasks")]
 
     def task(self, task: str) -> Task:
         """One task as it stands."""
-        return Task.from_json(self._call("GET", f"/tasks/{segment(task)}"))
+        return Task.from_json(self.request("GET", f"/tasks/{segment(task)}"))
 
     def tasks(
         self,
@@ -184,7 +188,7 @@ class Client:
         ``after`` is the id of the last task of the page before.
         """
         query = {"state": state, "capability": capability, "after": after, "limit": limit}
-        answer = self._call("GET", "/tasks", query=query)
+        answer = self.request("GET", "/tasks", query=query)
         return [Task.from_json(value) for value in objects(answer, "tasks")]
 
     def all_tasks(
@@ -205,8 +209,26 @@ class Client:
 
     def pending(self) -> Mapping[str, Json]:
         """Counts, as a whole and by capability."""
-        counts: Mapping[str, Json] = self._call("GET", "/tasks/pending")
+        counts: Mapping[str, Json] = self.request("GET", "/tasks/pending")
         return counts
+
+    def cancel(self, *tasks: str, reason: Optional[str] = None) -> Dict[str, str]:
+        """Cancels tasks that are not over, and gives what became of each order.
+
+        ``changed``, ``unchanged`` (the task is over) or ``unknown``, by the id of the task. A
+        worker that holds one of them learns of it when it next extends its lease.
+        """
+        body: Dict[str, Json] = {"tasks": list(tasks)}
+        if reason is not None:
+            body["reason"] = reason
+        return _changes(self.request("POST", "/tasks/cancel", body))
+
+    def requeue(self, *tasks: str) -> Dict[str, str]:
+        """Has tasks that are dead, cancelled or completed done again, with fresh tries.
+
+        >>> client.requeue(*[task.id for task in client.tasks(state="dead")])  # doctest: +SKIP
+        """
+        return _changes(self.request("POST", "/tasks/requeue", {"tasks": list(tasks)}))
 
     def wait(self, task: str, timeout: Optional[float] = None) -> Task:
         """Waits until the task is over and gives it as it then stands.
@@ -336,7 +358,7 @@ class Client:
 
     def agent(self, agent: str) -> Agent:
         """One agent."""
-        return Agent.from_json(self._call("GET", f"/agents/{segment(agent)}"))
+        return Agent.from_json(self.request("GET", f"/agents/{segment(agent)}"))
 
     def agents(
         self,
@@ -353,7 +375,7 @@ class Client:
         query: Dict[str, Json] = {"capability": capability, "state": state, "limit": 500}
         query.update({f"label.{name}": value for name, value in (labels or {}).items()})
         while True:
-            answer = self._call("GET", "/agents", query=query)
+            answer = self.request("GET", "/agents", query=query)
             for value in objects(answer, "agents"):
                 yield Agent.from_json(value)
             if answer.get("next") is None:
@@ -363,11 +385,11 @@ class Client:
     def drain(self, agent: str, reason: Optional[str] = None) -> Agent:
         """Orders an agent to take nothing new."""
         body = {"id": agent} if reason is None else {"id": agent, "reason": reason}
-        return Agent.from_json(self._call("POST", "/agents/drain", body))
+        return Agent.from_json(self.request("POST", "/agents/drain", body))
 
     def resume(self, agent: str) -> Agent:
         """Orders an agent to take tasks again."""
-        return Agent.from_json(self._call("POST", "/agents/resume", {"id": agent}))
+        return Agent.from_json(self.request("POST", "/agents/resume", {"id": agent}))
 
     # Messages
 
@@ -395,7 +417,7 @@ class Client:
             message["from"] = sender
         if topic is not None:
             message["topic"] = topic
-        self._call("POST", "/messages", {"messages": [message]})
+        self.request("POST", "/messages", {"messages": [message]})
         given: str = message["id"]
         return given
 
@@ -412,7 +434,7 @@ class Client:
         Messages stay until they are acknowledged.
         """
         query = {"agent": agent, "after": after, "limit": limit, "wait": length_text(wait)}
-        answer = self._call("GET", "/mailbox", query=query, wait=wait)
+        answer = self.request("GET", "/mailbox", query=query, wait=wait)
         return [Message.from_json(value) for value in objects(answer, "messages")]
 
     def acknowledge(self, agent: str, messages: Iterable[Message]) -> None:
@@ -424,7 +446,7 @@ class Client:
         sequences = [message.sequence for message in messages]
         if sequences:
             body = {"agent": agent, "sequences": sequences}
-            self._call("POST", "/mailbox/acknowledge", body)
+            self.request("POST", "/mailbox/acknowledge", body)
 
     # The process itself
 
@@ -435,7 +457,7 @@ class Client:
 
     def openapi(self) -> Mapping[str, Json]:
         """The OpenAPI document of the interface."""
-        answer: Mapping[str, Json] = self._call("GET", "/openapi.json")
+        answer: Mapping[str, Json] = self.request("GET", "/openapi.json")
         return answer
 
 
@@ -450,3 +472,7 @@ def _keyed(task: NewTask) -> Dict[str, Json]:
     value = task.to_json()
     value.setdefault("idempotency_key", f"auto-{uuid.uuid4()}")
     return value
+
+
+def _changes(answer: Mapping[str, Json]) -> Dict[str, str]:
+    return {item["task"]: item["change"] for item in objects(answer, "tasks")}
