@@ -252,3 +252,15 @@ pub(crate) struct InstanceArgs {
     #[arg(long = "setting")]
     pub(crate) settings: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// Options of the same name in one command, and other mistakes that clap finds only when the
+    /// command is used.
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -50,6 +50,11 @@ impl Loaded {
         &self.effective.plan
     }
 
+    /// A path of the plan, which starts at the plan file's folder unless it is absolute.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
     /// Where everything that lasts is kept.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.base.join(&self.plan().deployment.state_dir)

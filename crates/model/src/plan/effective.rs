@@ -6,8 +6,9 @@ use std::fmt;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::{Plan, StoreKind};
+use super::{Api, Plan, StoreKind};
 use crate::Duration;
+use crate::access::AccessMode;
 
 /// Environment variables that set a value of the plan, and the key that they set.
 const VARIABLES: [(&str, &str); 2] =
@@ -215,6 +216,41 @@ fn mask(url: &str) -> String {
     format!("{scheme}://{rest}{}", parameters.unwrap_or_default())
 }
 
+/// What other machines reach asks who comes, and lets nobody listen.
+fn check_access(api: &Api) -> Result<(), PlanError> {
+    if api.tls_cert.is_some() != api.tls_key.is_some() {
+        let why = "go together: give both, or neither";
+        return Err(value_error("api.tls_cert and api.tls_key", why));
+    }
+    if api.tls_client_ca.is_some() && api.tls_cert.is_none() {
+        let why = "is for TLS only: give api.tls_cert and api.tls_key as well";
+        return Err(value_error("api.tls_client_ca", why));
+    }
+    let host = api.host;
+    if host.is_loopback() {
+        return Ok(());
+    }
+    if api.access == AccessMode::Open {
+        return Err(value_error(
+            "api.host",
+            format!(
+                "is {host}; without access control only a loopback address is safe: set \
+                 api.access = \"tokens\""
+            ),
+        ));
+    }
+    if api.tls_cert.is_none() && !api.insecure_plaintext {
+        return Err(value_error(
+            "api.host",
+            format!(
+                "is {host}, and without TLS others can read the tokens: set api.tls_cert and \
+                 api.tls_key, or api.insecure_plaintext = true behind a proxy that speaks TLS"
+            ),
+        ));
+    }
+    Ok(())
+}
+
 fn check(plan: &Plan) -> Result<(), PlanError> {
     let name = &plan.deployment.name;
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -225,13 +261,7 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
             format!("is {name:?}; use 1 to 40 of a-z, 0-9 and '-', beginning with a letter"),
         ));
     }
-    if !plan.api.host.is_loopback() {
-        let host = plan.api.host;
-        return Err(value_error(
-            "api.host",
-            format!("is {host}; without access control only a loopback address is safe"),
-        ));
-    }
+    check_access(&plan.api)?;
     let range = 1..=64 * 1024 * 1024;
     if !range.contains(&plan.api.max_payload_bytes) {
         return Err(value_error("api.max_payload_bytes", "must be from 1 to 67108864 (64 MiB)"));
@@ -366,6 +396,10 @@ mod tests {
             ("[workers]\nreplicas = 0", "workers.replicas"),
             ("[workers]\ncapabilities = ['translate']", "workers.exec"),
             ("[api]\nhost = '0.0.0.0'", "loopback"),
+            ("[api]\nhost = '0.0.0.0'\naccess = 'tokens'", "api.tls_cert"),
+            ("[api]\ntls_cert = 'a'", "api.tls_key"),
+            ("[api]\ntls_client_ca = 'a'", "api.tls_client_ca"),
+            ("[api]\naccess = 'some'", "tokens"),
             ("[postgres]\nlease = 'soon'", "15m"),
             ("[postgres.settings]\nfsync = 'off'", "postgres.settings.fsync"),
             ("[objectives.postgres-primry]\nrto = '1m'\nrpo = '1m'", "postgres-primry"),

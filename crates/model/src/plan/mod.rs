@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::AccessMode;
 use crate::{Capability, Duration, Objectives, Scenario};
 
 /// The whole plan. Every part has a default: without a file this is the embedded plan, which
@@ -79,18 +80,46 @@ pub enum Drills {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
-    /// The address to listen on. Only loopback addresses are taken while there is no access
-    /// control.
+    /// The address to listen on. What is no loopback address needs `access = "tokens"` and TLS.
     pub host: IpAddr,
     /// The port of the API; 0 takes a free one.
     pub port: u16,
+    /// Whether callers must show a token.
+    pub access: AccessMode,
+    /// The server's certificate (PEM), and those of its issuers after it. Relative paths start at
+    /// the plan file's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key (PEM) of that certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Who vouches for clients (PEM): each must show a certificate then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Whether an address that other machines reach may be without TLS: behind a proxy that
+    /// speaks TLS.
+    pub insecure_plaintext: bool,
+    /// Requests per second of one caller; 0 for no limit. Without it there is none on loopback
+    /// addresses, and 1000 elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<u32>,
     /// The largest payload or result in bytes of its JSON text.
     pub max_payload_bytes: usize,
 }
 
 impl Default for Api {
     fn default() -> Self {
-        Self { host: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0, max_payload_bytes: 1024 * 1024 }
+        Self {
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            access: AccessMode::Open,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            insecure_plaintext: false,
+            rate_limit: None,
+            max_payload_bytes: 1024 * 1024,
+        }
     }
 }
 

@@ -299,7 +299,14 @@ impl Subject {
 }
 
 fn client(address: &Address) -> Result<Client> {
-    Client::new(&address.api).map_err(|error| Error::Drill(error.to_string()))
+    let mut client = Client::builder(&address.api);
+    // For a deployment whose plan says access = "tokens".
+    if let Ok(token) = std::env::var("RESURGAM_TOKEN")
+        && !token.trim().is_empty()
+    {
+        client = client.token(token);
+    }
+    client.build().map_err(|error| Error::Drill(error.to_string()))
 }
 
 fn describe(status: &Status) -> String {

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 
 /// Where a token may be, beside a file. Not an option: what is on a command line can be read by
 /// everybody on the machine.
-const TOKEN: &str = "RESURGAM_TOKEN";
+pub(crate) const TOKEN: &str = "RESURGAM_TOKEN";
 
 /// The options of every command that speaks to the API. Flatten it into the command's own
 /// arguments, and call [`ApiArgs::client`].
@@ -34,11 +34,11 @@ pub(crate) struct ApiArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) cacert: Option<PathBuf>,
     /// A certificate (PEM) to show to a server that asks for one.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub(crate) cert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub(crate) client_cert: Option<PathBuf>,
     /// The private key (PEM) of that certificate.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub(crate) key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub(crate) client_key: Option<PathBuf>,
 }
 
 impl ApiArgs {
@@ -48,7 +48,9 @@ impl ApiArgs {
     /// Wrong usage, when the address cannot be called or a file cannot be used.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         self.builder()?.build().map_err(|error| {
-            Failure::usage(format!("{error}; see --api, --token-file, --cacert, --cert and --key"))
+            Failure::usage(format!(
+                "{error}; see --api, --token-file, --cacert, --client-cert and --client-key"
+            ))
         })
     }
 
@@ -64,10 +66,10 @@ impl ApiArgs {
         if let Some(file) = &self.cacert {
             builder = builder.ca(read("--cacert", file)?);
         }
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            let mut pem = read("--cert", cert)?;
+        if let (Some(cert), Some(key)) = (&self.client_cert, &self.client_key) {
+            let mut pem = read("--client-cert", cert)?;
             pem.push(b'\n');
-            pem.extend(read("--key", key)?);
+            pem.extend(read("--client-key", key)?);
             builder = builder.identity(pem);
         }
         Ok(builder)

@@ -12,7 +12,10 @@ use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Router, Spawner
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_deployment::{ComponentKind, Deployment};
 use resurgam_model::ComponentName;
+use resurgam_model::access::AccessMode;
 use resurgam_model::plan::{Drills, Plan, StoreKind};
+use resurgam_platform::Secret;
+use resurgam_platform::access::WORKER;
 use resurgam_recovery::controller::{Controller, Parts};
 use resurgam_recovery::drill::subject::{ADDRESS_FILE, Address};
 use resurgam_recovery::journal::Journal;
@@ -22,6 +25,8 @@ use resurgam_recovery::server;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpListener;
 
+use super::access::INTERNAL;
+use super::api::TOKEN as TOKEN_VARIABLE;
 use crate::cli::UpArgs;
 use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
@@ -42,7 +47,11 @@ impl Names<'_> {
 pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     let shutdown = shutdown::requested();
     let loaded = Loaded::read(args.plan.as_deref())?;
-    let plan = loaded.plan().clone();
+    let mut plan = loaded.plan().clone();
+    let files = &mut plan.api;
+    for file in [&mut files.tls_cert, &mut files.tls_key, &mut files.tls_client_ca] {
+        *file = file.as_deref().map(|file| loaded.path(file));
+    }
     let state = loaded.state_dir();
     make_dir(&state, 0o711)?;
     let _lock = lock(&state)?;
@@ -73,7 +82,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     output::note(&format!(
         "{} is coming up: the API at {}, the controller at {}; state in {}",
         up.plan.deployment.name,
-        up.api_url,
+        up.public_url,
         up.controller_url,
         up.state.display()
     ));
@@ -107,7 +116,12 @@ struct Up {
     token: String,
     ports: Ports,
     postgres: Option<(Arc<Authority>, Secrets, SocketAddr)>,
+    /// The API for the parts on this machine.
     api_url: String,
+    /// The API for everybody else.
+    public_url: String,
+    /// What the parts show each other, when access is controlled.
+    internal: Option<Secret>,
     roles: Vec<(ComponentName, Client)>,
 }
 
@@ -119,6 +133,11 @@ impl Up {
         let listener = TcpListener::bind(any).await?;
         let controller_url = format!("http://{}", listener.local_addr()?);
         let ports = Ports::read(&state);
+        // Made anew at each start, and given to the parts in their environment alone.
+        let internal = match plan.api.access {
+            AccessMode::Open => None,
+            AccessMode::Tokens => Some(Secret::generate()?),
+        };
         Ok(Self {
             program: std::env::current_exe()?,
             token: uuid::Uuid::new_v4().simple().to_string(),
@@ -132,6 +151,8 @@ impl Up {
             ports,
             postgres: None,
             api_url: String::new(),
+            public_url: String::new(),
+            internal,
             roles: Vec::new(),
         })
     }
@@ -209,21 +230,45 @@ impl Up {
         database.push(format!("--max-payload={}", self.plan.api.max_payload_bytes));
 
         let names = Names(&self.plan);
-        let host = self.plan.api.host;
+        let api_plan = self.plan.api.clone();
+        // Only the API is for other machines, and what is here speaks to it without TLS.
+        let host = if api_plan.host.is_loopback() {
+            api_plan.host
+        } else {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        };
+        let apart = host != api_plan.host || api_plan.tls_cert.is_some();
         let (api, supervisor) = (names.of("api")?, names.of("supervisor")?);
         let registry = ComponentName::new("agent-registry")?;
-        let api_address = self.ports.address(host, "api", self.plan.api.port)?;
+        let public_address = self.ports.address(api_plan.host, "api", api_plan.port)?;
+        let api_address = match apart {
+            true => self.ports.address(host, "api-internal", 0)?,
+            false => public_address,
+        };
         let registry_address = self.ports.address(host, "registry", 0)?;
         let supervisor_address = self.ports.address(host, "supervisor", 0)?;
         self.ports.write(&self.state)?;
         let registry_url = format!("http://{registry_address}");
         self.api_url = format!("http://{api_address}");
+        let scheme = if api_plan.tls_cert.is_some() { "https" } else { "http" };
+        self.public_url = format!("{scheme}://{public_address}");
+        database.push(format!("--access={}", api_plan.access));
+        let mut worker_env = Vec::new();
+        if let Some(internal) = &self.internal {
+            env.push((INTERNAL.to_owned(), internal.expose().to_owned()));
+            worker_env
+                .push((TOKEN_VARIABLE.to_owned(), internal.derived(WORKER).expose().to_owned()));
+        }
 
         let serve = |role: &str, address: SocketAddr| {
             let own = ["serve".to_owned(), format!("--role={role}"), format!("--listen={address}")];
             own.into_iter().chain(database.iter().cloned()).collect::<Vec<_>>()
         };
-        let mut api_args = serve("api", api_address);
+        let mut api_args = serve("api", public_address);
+        api_args.extend(access_args(&api_plan));
+        if apart {
+            api_args.push(format!("--internal-listen={api_address}"));
+        }
         api_args.push(format!("--registry={registry_url}"));
         let mut supervisor_args = serve("supervisor", supervisor_address);
         let checkpoints = self.state.join("checkpoints");
@@ -238,7 +283,7 @@ impl Up {
             (supervisor, ComponentKind::Supervisor, supervisor_args, supervisor_address),
             (api, ComponentKind::Api, api_args, api_address),
         ] {
-            self.roles.push((name.clone(), Client::new(&format!("http://{address}"))?));
+            self.roles.push((name.clone(), self.client(&format!("http://{address}"))?));
             self.add(name, kind, args, env.clone(), Some(address))?;
         }
         for number in 0..self.plan.workers.replicas {
@@ -256,9 +301,19 @@ impl Up {
                 args.push("--exec".to_owned());
                 args.extend(workers.exec.iter().cloned());
             }
-            self.add(name, ComponentKind::Worker, args, Vec::new(), None)?;
+            self.add(name, ComponentKind::Worker, args, worker_env.clone(), None)?;
         }
         Ok(())
+    }
+
+    /// A client of one of the parts, which knows it.
+    fn client(&self, url: &str) -> Result<Client, Failure> {
+        let client = Client::builder(url);
+        Ok(match &self.internal {
+            Some(internal) => client.token(internal.expose()),
+            None => client,
+        }
+        .build()?)
     }
 
     fn add(
@@ -287,13 +342,31 @@ impl Up {
             journal,
             deployment,
             process_news: self.deployment.changes(),
-            api: Client::new(&self.api_url)?,
+            api: self.client(&self.api_url)?,
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             fault,
             after_crash,
         })))
     }
+}
+
+/// How the API is told to let in whom the plan says.
+fn access_args(plan: &resurgam_model::plan::Api) -> Vec<String> {
+    let files = [
+        ("--tls-cert", &plan.tls_cert),
+        ("--tls-key", &plan.tls_key),
+        ("--tls-client-ca", &plan.tls_client_ca),
+    ];
+    let file = |(option, file): (&str, &Option<PathBuf>)| {
+        file.as_ref().map(|file| format!("{option}={}", file.display()))
+    };
+    let mut args: Vec<_> = files.into_iter().filter_map(file).collect();
+    if plan.insecure_plaintext {
+        args.push("--insecure-plaintext".to_owned());
+    }
+    args.extend(plan.rate_limit.map(|limit| format!("--rate-limit={limit}")));
+    args
 }
 
 /// A fault in the recovery itself: only where drills are allowed.

@@ -8,7 +8,7 @@ use insta::assert_snapshot;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
 
-use crate::harness::{Finished, Place, Running, SHORT, until};
+use crate::harness::{Finished, Place, Running, SHORT, Up, until};
 
 /// A server with access control and TLS, and the ways to it.
 struct Guarded {
@@ -232,13 +232,65 @@ fn tokens_that_cannot_be_made_or_shown() {
     exit 2
     resurgam: --token-file empty holds no token
     ");
-    assert_snapshot!(told(&["token", "list", "--cert=missing"]), @"
+    assert_snapshot!(told(&["token", "list", "--client-cert=missing"]), @"
     exit 2
     error: the following required arguments were not provided:
-      --key <FILE>
+      --client-key <FILE>
 
-    Usage: resurgam token list --cert <FILE> --key <FILE>
+    Usage: resurgam token list --client-cert <FILE> --client-key <FILE>
 
     For more information, try '--help'.
     ");
+}
+
+/// Probes, registry, workers and canary all get along when everybody is asked who comes, and go on
+/// doing so after a loss.
+#[test]
+fn a_deployment_under_access_control_recovers_as_any_other() {
+    let place = Place::new("");
+    let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    fs::write(place.path("cert.pem"), certificate.cert.pem()).unwrap();
+    fs::write(place.path("key.pem"), certificate.signing_key.serialize_pem()).unwrap();
+    fs::write(
+        place.path("resurgam.toml"),
+        "[deployment]\nstate_dir = 'state'\n[workers]\nreplicas = 1\n[api]\naccess = 'tokens'\n\
+         tls_cert = 'cert.pem'\ntls_key = 'key.pem'\n",
+    )
+    .unwrap();
+    let mut up = Up::ready(&place);
+    let said = up.process.said();
+    let url = said.split_whitespace().find(|word| word.starts_with("https://")).unwrap();
+    let url = url.trim_end_matches(',');
+    let token = printed(&place.finish(&[
+        "token",
+        "create",
+        "me",
+        "--role=admin",
+        "--sqlite=state/store/platform.db",
+    ]));
+    let finish = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.args(["--api", url, "--cacert", "cert.pem"]).env("RESURGAM_TOKEN", &token);
+        place.run(command).end(&place, SHORT)
+    };
+    let done = finish(&["task", "submit", "sha256", "--payload", "\"x\"", "--wait", "20s"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}\n{}", place.logs());
+
+    let status = up.status(&place).unwrap();
+    let worker = status["components"].as_array().unwrap();
+    let worker = worker.iter().find(|component| component["kind"] == "worker").unwrap();
+    let pid = i32::try_from(worker["pid"].as_u64().unwrap()).unwrap();
+    // The token of the platform is in no argument list, and no worker has the greater one.
+    for component in status["components"].as_array().unwrap() {
+        let arguments = fs::read(format!("/proc/{}/cmdline", component["pid"])).unwrap();
+        assert!(!String::from_utf8_lossy(&arguments).contains("rsg_"), "{component}");
+    }
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("RESURGAM_INTERNAL_TOKEN"));
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let closed = up.closed_incidents(&place, "worker-pool", &[]);
+    assert_eq!(closed[0]["state"], "recovered");
+    up.wait_ready(&place);
+    up.process.stop(&place);
 }
