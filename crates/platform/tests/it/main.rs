@@ -19,4 +19,5 @@ mod outages;
 mod problems;
 mod streams;
 mod tasks;
+mod tls;
 mod workers;
