@@ -78,6 +78,12 @@ async fn chosen(
             return Err(Problem::invalid_field("give either tasks or a filter, not both"));
         }
     };
+    if *filter == TaskFilter::default() {
+        return Err(Problem::invalid_field(
+            "filter: name at least one of state, capability, key and tag; all tasks at once is \
+             more than anybody means",
+        ));
+    }
     check::filter(filter)?;
     let TaskFilter { state, capability, key, tag } = filter.clone();
     let states = match state {

@@ -19,8 +19,19 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) sqlite: Option<PathBuf>,
     /// Connections to PostgreSQL at most.
-    #[arg(long, env = "DATABASE_MAX_POOL_SIZE", default_value_t = 8)]
+    #[arg(long, env = "DATABASE_MAX_POOL_SIZE", default_value_t = POOL, value_parser = pool)]
     pub(crate) pool: u32,
+}
+
+/// Connections to PostgreSQL unless something else is said.
+const POOL: u32 = 8;
+
+/// An empty variable says nothing, as everywhere else.
+fn pool(text: &str) -> Result<u32, String> {
+    if text.is_empty() {
+        return Ok(POOL);
+    }
+    text.parse().map_err(|_| "write a whole number of connections".to_owned())
 }
 
 impl StoreArgs {
