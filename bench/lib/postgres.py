@@ -59,20 +59,26 @@ class ScratchPostgres:
         return self
 
     def _start(self):
-        data = self.folder / "data"
         if self.user:
             os.chown(self.folder, self.user["user"], self.user["group"])
         subprocess.run([self.programs / "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8",
-                        "--locale=C", "-D", data], check=True, stdout=subprocess.DEVNULL, cwd="/", **self.user)
+                        "--locale=C", "-D", self.folder / "data"], check=True, stdout=subprocess.DEVNULL, cwd="/",
+                       **self.user)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.launch()
+        self.version = self.sql("postgres", "SHOW server_version").strip()
+
+    def launch(self):
+        """Starts the server, also again after it was killed; from the main thread, with which it ends."""
         settings = {**SETTINGS, "listen_addresses": "127.0.0.1", "port": self.port,
                     "unix_socket_directories": ""}
         arguments = [argument for key, value in settings.items() for argument in ("-c", f"{key}={value}")]
         # Readable for whoever runs this, kept out of the figures.
-        self.log = open(self.folder / "postgres.log", "wb")
-        self.server = subprocess.Popen([self.programs / "postgres", "-D", data, *arguments], cwd="/",
+        self.log = open(self.folder / "postgres.log", "ab")
+        command = [self.programs / "postgres", "-D", self.folder / "data", *arguments]
+        self.server = subprocess.Popen(command, cwd="/",
                                        stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL,
                                        start_new_session=True, preexec_fn=_end_with_parent, **self.user)
         self.pid = self.server.pid
@@ -82,7 +88,6 @@ class ScratchPostgres:
             if self.server.poll() is not None or time.monotonic() > until:
                 raise SystemExit("PostgreSQL did not start: " + (self.folder / "postgres.log").read_text())
             time.sleep(0.05)
-        self.version = self.sql("postgres", "SHOW server_version").strip()
 
     def __exit__(self, *_):
         if self.server:
