@@ -13,6 +13,7 @@ use resurgam_model::agent::{
 use resurgam_model::limit::Limit;
 use resurgam_model::message::{Message, NewMessage};
 use resurgam_model::schedule::{NewSchedule, Schedule};
+use resurgam_model::stuck::StuckTask;
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
@@ -315,6 +316,27 @@ impl Client {
                 return Ok(all);
             }
         }
+    }
+
+    /// How many workers the tasks of these capabilities need, at so many places each.
+    pub async fn pool(
+        &self,
+        capabilities: &[Capability],
+        concurrency: u32,
+        drain_within: Duration,
+    ) -> Result<wire::PoolReport> {
+        let mut parameters = vec![
+            ("concurrency", concurrency.to_string()),
+            ("drain_within", drain_within.to_string()),
+        ];
+        parameters.extend(capabilities.iter().map(|c| ("capability", c.to_string())));
+        self.get("pool", &parameters).await
+    }
+
+    /// Tasks that run for much longer than usual.
+    pub async fn stuck(&self) -> Result<Vec<StuckTask>> {
+        let answer: wire::StuckList = self.get("tasks/stuck", &[]).await?;
+        Ok(answer.tasks)
     }
 
     /// Sends messages.

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use resurgam_model::access::{AccessMode, AccessToken};
 use resurgam_model::agent::{Agent, HeartbeatTerms, MAX_TRAITS};
 use resurgam_model::limit::Limit;
+use resurgam_model::pool::Demand;
 use resurgam_model::schema::{Key, Text};
+use resurgam_model::stuck::StuckTask;
 use resurgam_model::task::{Change, Claim, LeaseRef, TaskCounts, TaskState};
 use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role, TaskId};
 use schemars::JsonSchema;
@@ -139,6 +141,31 @@ pub struct WorkerList {
     /// What to give as `after` for the next page; none at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+}
+
+/// What `GET /pool` answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolReport {
+    /// What the pool is for.
+    pub capabilities: Vec<Capability>,
+    /// What there is to do, and who is there.
+    #[serde(flatten)]
+    pub demand: Demand,
+    /// How many tasks a worker is taken to work on at once.
+    pub places: u32,
+    /// What waits is to be done within this time.
+    pub drain_within: Duration,
+    /// So many workers are needed.
+    pub required: u64,
+    /// Why so many, for people.
+    pub reason: String,
+}
+
+/// What `GET /tasks/stuck` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StuckList {
+    /// Those that run for much longer than usual, the longest first; 1000 at most.
+    pub tasks: Vec<StuckTask>,
 }
 
 /// `POST /agents/drain`.

@@ -41,6 +41,10 @@ pub trait Deployment: Send + Sync + 'static {
     /// Starts the component and keeps it running.
     async fn start(&self, name: &ComponentName) -> Result<()>;
 
+    /// Brings a pool of components to a size: starts what is missing, or has the surplus finish
+    /// what it has begun and end. Does not wait for either.
+    async fn scale(&self, pool: &ComponentName, size: u16) -> Result<()>;
+
     /// Points a service at an address. Connections to any other address are cut at once.
     /// Without an address new connections wait until there is one.
     async fn route(&self, service: &str, target: Option<SocketAddr>) -> Result<()>;
@@ -73,8 +77,18 @@ pub enum RunState {
     Running,
     /// It ended and waits to be started again.
     Restarting,
+    /// It finishes what it has begun and then ends, on purpose.
+    Draining,
     /// It was stopped on purpose.
     Stopped,
+}
+
+impl RunState {
+    /// It is to run no longer: that it ends is no failure.
+    #[must_use]
+    pub fn is_on_purpose(self) -> bool {
+        matches!(self, Self::Draining | Self::Stopped)
+    }
 }
 
 /// A component as the deployment sees it. Running is not serving: whether it serves, probes say.

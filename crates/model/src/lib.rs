@@ -13,11 +13,13 @@ pub mod message;
 pub mod objective;
 pub mod payload;
 pub mod plan;
+pub mod pool;
 pub mod report;
 pub mod role;
 pub mod scenario;
 pub mod schedule;
 pub mod schema;
+pub mod stuck;
 pub mod task;
 pub mod workflow;
 

@@ -1,5 +1,6 @@
 //! Claims that wait until there is a task.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use resurgam_model::Capability;
@@ -12,6 +13,9 @@ use crate::waiting::Waiting;
 /// An agent that is given no tasks is looked at again so often while it waits.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
+/// Whose turn it is first.
+static TURN: AtomicUsize = AtomicUsize::new(0);
+
 /// Makes a claim again and again until there is a task, the time is over, or `closed` resolves.
 pub(crate) async fn claim_until(
     store: &dyn Store,
@@ -21,9 +25,15 @@ pub(crate) async fn claim_until(
     closed: impl Future<Output = ()>,
 ) -> Result<Vec<Lease>> {
     let mut closed = std::pin::pin!(closed);
+    let mut claim = claim.clone();
     loop {
-        let place = waiting.join(&claim.capabilities);
-        let leases = match store.claim(claim).await {
+        // The first capability has the first turn: for claims of one task the only one.
+        if !claim.capabilities.is_empty() {
+            let first = TURN.fetch_add(1, Ordering::Relaxed) % claim.capabilities.len();
+            claim.capabilities.rotate_left(first);
+        }
+        let place = waiting.join(&claim.capabilities, claim.max);
+        let leases = match store.claim(&claim).await {
             Err(Error::NoTasks { agent, state }) => {
                 // It takes nobody's wake-up. That it may take tasks again it finds out itself.
                 drop(place);

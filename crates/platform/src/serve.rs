@@ -356,6 +356,8 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
         if let Some(folder) = app.settings.checkpoints.clone() {
             loops.spawn(checkpoints::run(Arc::clone(&app), folder));
         }
+        loops.spawn(supervisor::count(Arc::clone(&app)));
+        loops.spawn(supervisor::tell_of_stuck(Arc::clone(&app)));
     }
     let mut ticks =
         tokio::time::interval(app.settings.recheck.0.max(std::time::Duration::from_millis(10)));

@@ -6,29 +6,32 @@
 //! finds more than it can take wakes the next. Thus a thousand idle callers cost the store no
 //! more than one.
 
-use std::collections::{HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The callers, those that came first in front.
+/// The callers, those with the most room in front, and of those the ones that came first.
 pub(crate) struct Waiting<K>(Mutex<Inner<K>>);
 
 struct Inner<K> {
     next_id: u64,
-    callers: VecDeque<Caller<K>>,
+    callers: BTreeMap<Rank, Caller<K>>,
 }
 
+/// How much a caller can take, and its number in the order of coming.
+type Rank = (Reverse<u32>, u64);
+
 struct Caller<K> {
-    id: u64,
     wants: Arc<[K]>,
     notify: Arc<Notify>,
 }
 
 impl<K> Default for Waiting<K> {
     fn default() -> Self {
-        Self(Mutex::new(Inner { next_id: 0, callers: VecDeque::new() }))
+        Self(Mutex::new(Inner { next_id: 0, callers: BTreeMap::new() }))
     }
 }
 
@@ -38,15 +41,15 @@ impl<K: Eq + Hash + Clone> Waiting<K> {
     }
 
     /// Joins the callers. To be done before looking whether there is something, so that nothing
-    /// that comes in between is missed.
-    pub(crate) fn join(&self, wants: &[K]) -> Place<'_, K> {
+    /// that comes in between is missed. Who has more room is woken first.
+    pub(crate) fn join(&self, wants: &[K], room: u32) -> Place<'_, K> {
         let notify = Arc::new(Notify::new());
         let mut inner = self.inner();
-        let id = inner.next_id;
+        let rank = (Reverse(room), inner.next_id);
         inner.next_id += 1;
-        let caller = Caller { id, wants: wants.into(), notify: Arc::clone(&notify) };
-        inner.callers.push_back(caller);
-        Place { waiting: self, id, notify }
+        let caller = Caller { wants: wants.into(), notify: Arc::clone(&notify) };
+        inner.callers.insert(rank, caller);
+        Place { waiting: self, rank, notify }
     }
 
     /// Wakes up to `count` callers that want `what`.
@@ -73,7 +76,7 @@ impl<K: Eq + Hash + Clone> Waiting<K> {
     /// A woken caller leaves: it joins again at the end if it found nothing.
     fn wake_where(&self, count: usize, mut which: impl FnMut(&Caller<K>) -> bool) {
         let mut left = count;
-        self.inner().callers.retain(|caller| {
+        self.inner().callers.retain(|_, caller| {
             if left == 0 || !which(caller) {
                 return true;
             }
@@ -87,7 +90,7 @@ impl<K: Eq + Hash + Clone> Waiting<K> {
 /// A caller's place; leaving it gives it up.
 pub(crate) struct Place<'a, K: Eq + Hash + Clone> {
     waiting: &'a Waiting<K>,
-    id: u64,
+    rank: Rank,
     notify: Arc<Notify>,
 }
 
@@ -100,7 +103,7 @@ impl<K: Eq + Hash + Clone> Place<'_, K> {
 
 impl<K: Eq + Hash + Clone> Drop for Place<'_, K> {
     fn drop(&mut self) {
-        self.waiting.inner().callers.retain(|caller| caller.id != self.id);
+        self.waiting.inner().callers.remove(&self.rank);
     }
 }
 
@@ -119,7 +122,8 @@ mod tests {
     #[test]
     fn as_many_as_were_meant_wake_first_come_first_served() {
         let waiting = Waiting::default();
-        let places = [waiting.join(&["a"]), waiting.join(&["b"]), waiting.join(&["b", "a"])];
+        let places =
+            [waiting.join(&["a"], 1), waiting.join(&["b"], 1), waiting.join(&["b", "a"], 1)];
         waiting.wake(&"a", 1);
         assert_eq!(places.each_ref().map(is_awake), [true, false, false]);
         waiting.wake(&"a", 5);
@@ -127,9 +131,22 @@ mod tests {
     }
 
     #[test]
+    fn who_has_the_most_room_wakes_first_and_the_longest_waiting_of_those() {
+        let waiting = Waiting::default();
+        let places = [1, 4, 2, 4].map(|room| waiting.join(&["a"], room));
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            waiting.wake(&"a", 1);
+            let woken = places.each_ref().map(is_awake);
+            order.push(woken.iter().position(|woken| *woken).unwrap());
+        }
+        assert_eq!(order, [1, 3, 2, 0]);
+    }
+
+    #[test]
     fn a_recheck_wakes_one_of_each_kind_and_the_next_one_the_next() {
         let waiting = Waiting::default();
-        let places = [waiting.join(&["a"]), waiting.join(&["a"]), waiting.join(&["b"])];
+        let places = [waiting.join(&["a"], 1), waiting.join(&["a"], 1), waiting.join(&["b"], 1)];
         waiting.recheck();
         assert_eq!(places.each_ref().map(is_awake), [true, false, true]);
         waiting.recheck();
@@ -139,8 +156,8 @@ mod tests {
     #[test]
     fn who_leaves_takes_no_wake_up() {
         let waiting = Waiting::default();
-        drop(waiting.join(&["a"]));
-        let place = waiting.join(&["a"]);
+        drop(waiting.join(&["a"], 1));
+        let place = waiting.join(&["a"], 1);
         waiting.wake(&"a", 1);
         assert!(is_awake(&place));
     }

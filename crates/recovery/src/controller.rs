@@ -20,7 +20,8 @@ use crate::journal::{Incident, IncidentState, Journal, NewIncident};
 use crate::postgres::{self, Authority, Beat, Database, Verdict, diagnose};
 use crate::processes::{self, Processes, subject};
 use crate::runbook::{Step, execute, faults::Fault};
-use crate::status::{self, Status};
+use crate::scaling;
+use crate::status::{self, Pool, Status};
 
 /// How often to look when nothing rings.
 const LOOK: Duration = Duration::from_millis(100);
@@ -58,6 +59,8 @@ pub struct Controller {
     board: watch::Sender<Board>,
     /// Recoveries that run in this life.
     running: Mutex<BTreeSet<IncidentId>>,
+    /// What was seen last of the pool of workers.
+    pool: watch::Sender<Option<Pool>>,
     /// The deployment has been seen to be up as a whole.
     settled: watch::Sender<bool>,
 }
@@ -69,7 +72,8 @@ impl Controller {
         let (beat, _) = watch::channel(Beat::default());
         let (board, _) = watch::channel(Board::new());
         let (settled, _) = watch::channel(false);
-        Self { parts, beat, board, running: Mutex::default(), settled }
+        let (pool, _) = watch::channel(None);
+        Self { parts, beat, board, running: Mutex::default(), pool, settled }
     }
 
     /// The journal.
@@ -139,6 +143,12 @@ impl Controller {
             watching.await;
             Ok(())
         });
+        parts.spawn(scaling::run(
+            Arc::clone(&self.parts.deployment),
+            self.parts.api.clone(),
+            self.parts.plan.workers.clone(),
+            self.pool.clone(),
+        ));
         parts.spawn(Arc::clone(&self).watch());
         while let Some(ended) = parts.join_next().await {
             match ended {
@@ -398,7 +408,11 @@ impl Controller {
             .collect();
         let incidents = self.parts.journal.open_incidents()?;
         let up = components.iter().all(|health| {
-            health.component.state == RunState::Running && health.answers != Some(false)
+            match health.component.state {
+                RunState::Running => health.answers != Some(false),
+                // Of its own accord it is about to be gone.
+                state => state == RunState::Draining,
+            }
         });
         let redundant = self.authority().is_none_or(|authority| self.redundant(authority));
         let kind = match self.parts.plan.store.kind {
@@ -414,6 +428,7 @@ impl Controller {
             ready: works && redundant && incidents.is_empty(),
             api: self.parts.api.base_url().trim_end_matches('/').to_owned(),
             components,
+            pool: self.pool.borrow().clone(),
             postgres: self
                 .parts
                 .postgres
@@ -499,8 +514,8 @@ impl Watched {
     /// Whether the process that was seen before has ended. True once for each end.
     fn ended(&mut self, component: &Component) -> bool {
         // On purpose is no failure.
-        let now = component.pid.filter(|_| component.state != RunState::Stopped);
+        let now = component.pid.filter(|_| !component.state.is_on_purpose());
         let before = self.lives.insert(component.name.clone(), now).flatten();
-        before.is_some() && before != now && component.state != RunState::Stopped
+        before.is_some() && before != now && !component.state.is_on_purpose()
     }
 }

@@ -16,6 +16,7 @@ pub mod journal;
 pub mod postgres;
 pub mod processes;
 pub mod runbook;
+pub mod scaling;
 pub mod server;
 pub mod status;
 

@@ -73,7 +73,11 @@ struct Of {
 impl Of {
     async fn components(&self) -> Result<Vec<Component>, Stop> {
         let all = self.processes.deployment.components().await?;
-        Ok(all.into_iter().filter(|component| self.kinds.contains(&component.kind)).collect())
+        // Who leaves on purpose is not to be brought back.
+        let these = all.into_iter().filter(|component| {
+            self.kinds.contains(&component.kind) && component.state != RunState::Draining
+        });
+        Ok(these.collect())
     }
 
     fn answers(&self, component: &Component) -> bool {
@@ -209,7 +213,9 @@ impl Verify {
             .components()
             .await?
             .into_iter()
-            .filter(|component| component.kind == ComponentKind::Worker)
+            .filter(|component| {
+                component.kind == ComponentKind::Worker && component.state != RunState::Draining
+            })
             .collect();
         let client = processes.platform.client();
         // A registry that came back must have heard of them in its present life.
@@ -226,7 +232,7 @@ impl Verify {
             let started = worker.started_at.unwrap_or_default();
             // The database keeps times in microseconds, the deployment in nanoseconds.
             let present = agent.is_some_and(|agent| {
-                matches!(agent.state, AgentState::Available | AgentState::Busy)
+                agent.state != AgentState::Gone
                     && agent.registered_at.as_millisecond() + 1 >= started.as_millisecond()
                     && agent.seen_at.as_millisecond() + 1 >= registry.as_millisecond()
             });

@@ -25,6 +25,9 @@ pub struct Status {
     pub api: String,
     /// The components.
     pub components: Vec<Health>,
+    /// The pool of workers, if its number goes by what there is to do.
+    #[serde(default)]
+    pub pool: Option<Pool>,
     /// The owned PostgreSQL, if there is one.
     pub postgres: Option<Postgres>,
     /// The open incidents.
@@ -41,6 +44,23 @@ pub struct Health {
     pub answers: Option<bool>,
     /// Why it does not.
     pub why: Option<String>,
+}
+
+/// A pool of workers whose number goes by what there is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// How many there are.
+    pub size: u16,
+    /// How many there are to be.
+    pub wish: u16,
+    /// Never fewer.
+    pub min: u16,
+    /// Never more.
+    pub max: u16,
+    /// How many the tasks need, without bounds and patience.
+    pub required: u64,
+    /// Why so many, for people.
+    pub reason: String,
 }
 
 /// An owned PostgreSQL.

@@ -36,6 +36,7 @@ pub(crate) enum Command {
     Up(UpArgs),
     Status(StatusArgs),
     Incidents(IncidentsArgs),
+    Agents(commands::agents::AgentsArgs),
     Plan(PlanArgs),
     Task(commands::task::TaskArgs),
     Limit(commands::limit::LimitArgs),

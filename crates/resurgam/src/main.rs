@@ -48,6 +48,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Up(args) => commands::up::run(args).await,
         Command::Status(args) => commands::status::run(&args).await,
         Command::Incidents(args) => commands::incidents::run(&args).await,
+        Command::Agents(args) => commands::agents::run(args).await,
         Command::Plan(args) => commands::plan::run(&args),
         Command::Task(args) => commands::task::run(args).await,
         Command::Limit(args) => commands::limit::run(args).await,

@@ -28,6 +28,7 @@ pub mod postgres;
 mod registry;
 mod schedules;
 pub mod sqlite;
+mod supervision;
 pub mod workflows;
 
 pub use access::Access;
@@ -38,6 +39,7 @@ pub use limits::Limits;
 pub use meters::Meters;
 pub use registry::{Expired, Order, Registered, Registry};
 pub use schedules::{Fired, Schedules};
+pub use supervision::Supervision;
 pub use workflows::Workflows;
 
 use std::path::PathBuf;
@@ -57,12 +59,30 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The whole seam.
 pub trait Store:
-    Tasks + Limits + Schedules + Workflows + Registry + Messages + Access + Figures + Admin
+    Tasks
+    + Limits
+    + Schedules
+    + Registry
+    + Supervision
+    + Messages
+    + Workflows
+    + Access
+    + Figures
+    + Admin
 {
 }
 
-impl<T: Tasks + Limits + Schedules + Workflows + Registry + Messages + Access + Figures + Admin>
-    Store for T
+impl<T> Store for T where
+    T: Tasks
+        + Limits
+        + Schedules
+        + Registry
+        + Supervision
+        + Messages
+        + Workflows
+        + Access
+        + Figures
+        + Admin
 {
 }
 

@@ -30,10 +30,42 @@ use tokio::sync::watch;
 use crate::{Component, ComponentKind, Deployment, Error, Result};
 use supervise::Supervised;
 
+type Components = Arc<Mutex<BTreeMap<ComponentName, Arc<Supervised>>>>;
+
+/// Components that are alike, numbered from 0.
+#[derive(Debug)]
+struct Pool {
+    /// All but the name, which is also appended to the arguments as `--name`.
+    spec: ComponentSpec,
+    spawner: Spawner,
+}
+
+impl Pool {
+    fn name(&self, number: u16) -> Result<ComponentName> {
+        let name = format!("{}-{number}", self.spec.name);
+        ComponentName::new(name).map_err(|_| Error::UnknownComponent(self.spec.name.clone()))
+    }
+
+    /// The number of a component of this pool.
+    fn number(&self, component: &ComponentName) -> Option<u16> {
+        let rest = component.as_str().strip_prefix(self.spec.name.as_str())?;
+        rest.strip_prefix('-')?.parse().ok()
+    }
+
+    fn spec(&self, name: ComponentName) -> ComponentSpec {
+        let mut spec = ComponentSpec { name, ..self.spec.clone() };
+        // Behind the subcommand, since what follows `--exec` belongs to the program.
+        let place = spec.args.len().min(1);
+        spec.args.insert(place, format!("--name={}", spec.name));
+        spec
+    }
+}
+
 /// Components as child processes.
 #[derive(Debug)]
 pub struct LocalDeployment {
-    components: Mutex<BTreeMap<ComponentName, Arc<Supervised>>>,
+    components: Components,
+    pools: Mutex<BTreeMap<ComponentName, Pool>>,
     routers: Mutex<BTreeMap<String, Router>>,
     logs_dir: PathBuf,
     changed: watch::Sender<u64>,
@@ -44,7 +76,13 @@ impl LocalDeployment {
     #[must_use]
     pub fn new(logs_dir: PathBuf) -> Self {
         let (changed, _) = watch::channel(0);
-        Self { components: Mutex::default(), routers: Mutex::default(), logs_dir, changed }
+        Self {
+            components: Arc::default(),
+            pools: Mutex::default(),
+            routers: Mutex::default(),
+            logs_dir,
+            changed,
+        }
     }
 
     /// Adds a component and starts it.
@@ -57,6 +95,55 @@ impl LocalDeployment {
         let name = spec.name.clone();
         let supervised = Supervised::start(spec, log, spawner.clone(), self.changed.clone());
         lock(&self.components).insert(name, Arc::new(supervised));
+        Ok(())
+    }
+
+    /// Adds a pool of components that are alike, with this many of them. Their names are that of
+    /// the pool with a number, which they are also told with `--name` as their second argument.
+    ///
+    /// # Errors
+    /// When a log file cannot be opened.
+    pub fn add_pool(&self, spec: ComponentSpec, size: u16, spawner: &Spawner) -> Result<()> {
+        let name = spec.name.clone();
+        lock(&self.pools).insert(name.clone(), Pool { spec, spawner: spawner.clone() });
+        self.resize(&name, size)
+    }
+
+    fn resize(&self, pool: &ComponentName, size: u16) -> Result<()> {
+        let pools = lock(&self.pools);
+        let pool = pools.get(pool).ok_or_else(|| Error::UnknownComponent(pool.clone()))?;
+        for number in 0..size {
+            let name = pool.name(number)?;
+            let present = lock(&self.components).get(&name).cloned();
+            match present {
+                Some(component) => component.order_run(),
+                None => self.add(pool.spec(name), &pool.spawner)?,
+            }
+        }
+        let surplus: Vec<_> = lock(&self.components)
+            .iter()
+            .filter(|(name, _)| pool.number(name).is_some_and(|number| number >= size))
+            .map(|(name, component)| (name.clone(), Arc::clone(component)))
+            .collect();
+        for (name, component) in surplus {
+            let order = component.order_drain();
+            let carried_out = component.carried_out(order);
+            // Held only weakly, so that dropping the deployment still ends every process.
+            let (all, this) = (Arc::downgrade(&self.components), Arc::downgrade(&component));
+            let changed = self.changed.clone();
+            tokio::spawn(async move {
+                carried_out.await;
+                let (Some(all), Some(this)) = (all.upgrade(), this.upgrade()) else { return };
+                let mut components = lock(&all);
+                // Unless it is wanted again: an order to run is one more.
+                if this.is_ended(order)
+                    && components.get(&name).is_some_and(|present| Arc::ptr_eq(present, &this))
+                {
+                    components.remove(&name);
+                    changed.send_modify(|count| *count += 1);
+                }
+            });
+        }
         Ok(())
     }
 
@@ -121,6 +208,10 @@ impl Deployment for LocalDeployment {
     async fn start(&self, name: &ComponentName) -> Result<()> {
         self.component(name)?.start_again().await;
         Ok(())
+    }
+
+    async fn scale(&self, pool: &ComponentName, size: u16) -> Result<()> {
+        self.resize(pool, size)
     }
 
     async fn route(&self, service: &str, target: Option<SocketAddr>) -> Result<()> {

@@ -23,6 +23,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long a process may take to end in order before it is killed.
 const GRACE: Duration = Duration::from_secs(8);
+/// How long one that is not needed any more may take to finish what it has begun. A worker hands
+/// its tasks back before that.
+const DRAIN_GRACE: Duration = Duration::from_secs(40);
 
 /// What a component runs.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub struct ComponentSpec {
 struct Order {
     number: u64,
     run: bool,
+    /// To end without hurry.
+    drain: bool,
 }
 
 /// A component and the task that keeps it running. Dropping it kills the process.
@@ -76,7 +81,7 @@ impl Supervised {
             restarts: 0,
             last_exit: None,
         };
-        let (orders, inbox) = watch::channel(Order { number: 0, run: true });
+        let (orders, inbox) = watch::channel(Order { number: 0, run: true, drain: false });
         let (publish, state) = watch::channel((component, 0));
         let keeper = Keeping { spec, log, spawner, orders: inbox, publish, changed };
         let task = tokio::spawn(keeper.run()).abort_handle();
@@ -108,13 +113,38 @@ impl Supervised {
         self.order(false, false)
     }
 
+    /// Orders the process to finish what it has begun and to end, without waiting for that.
+    pub(super) fn order_drain(&self) -> u64 {
+        let mut number = 0;
+        self.orders.send_if_modified(|order| {
+            let change = order.run;
+            if change {
+                *order = Order { number: order.number + 1, run: false, drain: true };
+            }
+            number = order.number;
+            change
+        });
+        number
+    }
+
+    /// No order came after this one, and the process has ended.
+    pub(super) fn is_ended(&self, number: u64) -> bool {
+        self.orders.borrow().number == number && self.state.borrow().0.state == RunState::Stopped
+    }
+
+    /// Orders the process to run, without waiting for that.
+    pub(super) fn order_run(&self) {
+        self.order(true, false);
+    }
+
     /// Gives an order. An order for what is wanted already changes nothing unless it is forced.
     fn order(&self, run: bool, force: bool) -> u64 {
         let mut number = 0;
         self.orders.send_if_modified(|order| {
-            let change = force || order.run != run;
+            // Whoever drains is hurried by an order to stop.
+            let change = force || order.run != run || (!run && order.drain);
             if change {
-                *order = Order { number: order.number + 1, run };
+                *order = Order { number: order.number + 1, run, drain: false };
             }
             number = order.number;
             change
@@ -123,10 +153,12 @@ impl Supervised {
     }
 
     /// Waits until an order is carried out.
-    pub(super) async fn carried_out(&self, number: u64) {
+    pub(super) fn carried_out(&self, number: u64) -> impl Future<Output = ()> + 'static + use<> {
         let mut state = self.state.clone();
-        // An error means that the task is gone, and the process with it.
-        let _ = state.wait_for(|(_, done)| *done >= number).await;
+        async move {
+            // An error means that the task is gone, and the process with it.
+            let _ = state.wait_for(|(_, done)| *done >= number).await;
+        }
     }
 }
 
@@ -174,14 +206,15 @@ impl Keeping {
                     });
                     let exit = tokio::select! {
                         exit = child.wait() => exit,
-                        _ = self.orders.changed() => end(&mut child).await,
+                        _ = self.orders.changed() => self.end(&mut child).await,
                     };
                     // Whatever the process left in its group goes with it.
                     signal(pid, Signal::KILL);
                     let how = exit.map_or_else(|error| error.to_string(), describe);
                     tracing::info!(component = %self.spec.name, exit = how, "process ended");
+                    let wanted = self.orders.borrow().run;
                     self.update(0, |c| {
-                        c.state = RunState::Restarting;
+                        c.state = if wanted { RunState::Restarting } else { RunState::Stopped };
                         c.pid = None;
                         c.last_exit = Some(how);
                     });
@@ -191,7 +224,7 @@ impl Keeping {
                     self.update(order.number, |c| c.last_exit = Some(format!("no start: {error}")));
                 }
             }
-            if self.orders.has_changed().unwrap_or(true) {
+            if self.orders.borrow().number != order.number {
                 pause = FIRST_PAUSE;
                 continue;
             }
@@ -206,6 +239,35 @@ impl Keeping {
                     }
                     pause = FIRST_PAUSE;
                 }
+            }
+        }
+    }
+
+    /// Ends a process in order, then by force. One that drains has more time, until it is ordered
+    /// to stop.
+    async fn end(&mut self, child: &mut Child) -> std::io::Result<ExitStatus> {
+        signal(child.id(), Signal::TERM);
+        if self.orders.borrow_and_update().drain {
+            self.update(0, |c| c.state = RunState::Draining);
+            let mut patience = std::pin::pin!(tokio::time::sleep(DRAIN_GRACE));
+            loop {
+                tokio::select! {
+                    exit = child.wait() => return exit,
+                    () = &mut patience => break,
+                    changed = self.orders.changed() => {
+                        let order = *self.orders.borrow();
+                        if changed.is_err() || !(order.run || order.drain) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        match tokio::time::timeout(GRACE, child.wait()).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                signal(child.id(), Signal::KILL);
+                child.wait().await
             }
         }
     }
@@ -228,18 +290,6 @@ impl Keeping {
             *last = done.max(*last);
         });
         self.changed.send_modify(|count| *count += 1);
-    }
-}
-
-/// Ends a process in order, then by force.
-async fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
-    signal(child.id(), Signal::TERM);
-    match tokio::time::timeout(GRACE, child.wait()).await {
-        Ok(exit) => exit,
-        Err(_) => {
-            signal(child.id(), Signal::KILL);
-            child.wait().await
-        }
     }
 }
 

@@ -242,6 +242,54 @@ async fn databases_end_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pool_grows_and_shrinks_and_who_leaves_finishes_first() {
+    let local = Local::new();
+    let (script, finish) = (local.file("member.sh"), local.file("finish"));
+    let text = format!(
+        "echo \"$1\"; trap 'while [ ! -e {} ]; do sleep 0.02; done; echo done; exit 0' TERM\n\
+         while :; do sleep 0.02; done\n",
+        finish.display()
+    );
+    fs::write(&script, text).unwrap();
+    let mut pool = spec("pool", ComponentKind::Worker, "");
+    pool.args = vec![script.display().to_string()];
+    local.deployment.add_pool(pool, 1, &local.spawner).unwrap();
+    let scale = async |size| local.deployment.scale(&name("pool"), size).await.unwrap();
+    let states = async || {
+        let all = local.deployment.components().await.unwrap();
+        let states: Vec<_> = all.iter().map(|c| (c.name.to_string(), c.state)).collect();
+        states
+    };
+    let member = |number: u16, state| (format!("pool-{number}"), state);
+    scale(3).await;
+    for number in 0..3 {
+        let member = format!("pool-{number}");
+        within(10, "be told its name", async || local.log(&member).await.len() == 1).await;
+        assert_eq!(local.log(&member).await, [format!("--name={member}")]);
+    }
+    let (_, leaving) = local.running("pool-2").await;
+    scale(1).await;
+    let expected = [
+        member(0, RunState::Running),
+        member(1, RunState::Draining),
+        member(2, RunState::Draining),
+    ];
+    within(10, "drain", async || states().await == expected).await;
+    assert!(leaving.is_alive());
+    // One that is wanted again comes back once it has finished.
+    scale(2).await;
+    fs::write(&finish, "").unwrap();
+    let expected = [member(0, RunState::Running), member(1, RunState::Running)];
+    within(10, "leave", async || states().await == expected).await;
+    dead(5, "end", &[leaving]).await;
+    assert_eq!(local.get("pool-1").await.last_exit.as_deref(), Some("exit code 0"));
+    let began = async || local.log("pool-1").await.iter().filter(|line| line.contains('=')).count();
+    within(10, "begin again", async || began().await == 2).await;
+    let unknown = local.deployment.scale(&name("other"), 1).await;
+    assert!(matches!(unknown, Err(Error::UnknownComponent(_))), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn services_are_routed_by_their_name() {
     let local = Local::new();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -155,6 +155,14 @@ impl EffectivePlan {
             ));
         }
         check(&plan)?;
+        let elastic =
+            ["workers.min", "workers.max"].into_iter().find(|k| file_keys.contains_key(*k));
+        if let (Some(key), true) = (elastic, file_keys.contains_key("workers.replicas")) {
+            return Err(value_error(
+                "workers.replicas",
+                format!("fixes the number, and {key} lets it vary; leave one of them out"),
+            ));
+        }
 
         let all = Table::try_from(&plan).map_err(|error| PlanError::Syntax(error.to_string()))?;
         let mut keys = BTreeMap::new();
@@ -277,6 +285,18 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
             format!("is missing: no handler for {unknown} is built in, so name the program"),
         ));
     }
+    match (plan.workers.min, plan.workers.max) {
+        (None, None) => {}
+        (Some(min), Some(max)) if (1..=max).contains(&min) && max <= 1000 => {}
+        (Some(min), Some(max)) => {
+            let problem = format!("is {max}; it must be from workers.min = {min} to 1000");
+            let key = if min == 0 { "workers.min" } else { "workers.max" };
+            let zero = || "is 0; it must be at least 1".to_owned();
+            return Err(value_error(key, if min == 0 { zero() } else { problem }));
+        }
+        (Some(_), None) => return Err(value_error("workers.max", "is missing beside workers.min")),
+        (None, Some(_)) => return Err(value_error("workers.min", "is missing beside workers.max")),
+    }
     for (key, count, max) in [
         ("workers.replicas", u32::from(plan.workers.replicas), 1000),
         ("workers.concurrency", plan.workers.concurrency, 1000),
@@ -293,6 +313,8 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
     }
     for (key, value, min) in [
         ("workers.lease", plan.workers.lease, Duration::from_millis(100)),
+        ("workers.drain_within", plan.workers.drain_within, Duration::from_secs(1)),
+        ("workers.shrink_after", plan.workers.shrink_after, Duration::from_secs(1)),
         ("postgres.lease", plan.postgres.lease, Duration::from_millis(500)),
         ("postgres.degrade_after", plan.postgres.degrade_after, Duration::from_millis(500)),
         ("detection.interval", plan.detection.interval, Duration::from_millis(20)),
@@ -394,6 +416,12 @@ mod tests {
         for (text, expected) in [
             ("[workers]\nreplicsa = 5", "replicsa"),
             ("[workers]\nreplicas = 0", "workers.replicas"),
+            ("[workers]\nreplicas = 2\nmin = 1\nmax = 2", "workers.min"),
+            ("[workers]\nmin = 1", "workers.max"),
+            ("[workers]\nmax = 1", "workers.min"),
+            ("[workers]\nmin = 0\nmax = 1", "at least 1"),
+            ("[workers]\nmin = 3\nmax = 2", "workers.max"),
+            ("[workers]\nshrink_after = '10ms'", "workers.shrink_after"),
             ("[workers]\ncapabilities = ['translate']", "workers.exec"),
             ("[api]\nhost = '0.0.0.0'", "loopback"),
             ("[api]\nhost = '0.0.0.0'\naccess = 'tokens'", "api.tls_cert"),

@@ -127,8 +127,18 @@ impl Default for Api {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Workers {
-    /// How many worker processes.
+    /// How many worker processes, if their number is fixed.
     pub replicas: u16,
+    /// The fewest, if their number goes by what there is to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<u16>,
+    /// The most, if their number goes by what there is to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<u16>,
+    /// There are so many workers that what waits is done within this time.
+    pub drain_within: Duration,
+    /// The pool shrinks to what was enough for so long.
+    pub shrink_after: Duration,
     /// What they can do.
     pub capabilities: Vec<Capability>,
     /// The program that does it, and its arguments: payload on standard input, result on
@@ -145,11 +155,24 @@ impl Default for Workers {
     fn default() -> Self {
         Self {
             replicas: 3,
+            min: None,
+            max: None,
+            drain_within: Duration::from_secs(30),
+            shrink_after: Duration::from_secs(60),
             capabilities: Capability::new("sha256").into_iter().collect(),
             exec: Vec::new(),
             concurrency: 4,
             lease: Duration::from_secs(10),
         }
+    }
+}
+
+impl Workers {
+    /// The fewest and the most worker processes; the same when their number is fixed.
+    #[must_use]
+    pub fn bounds(&self) -> (u16, u16) {
+        let min = self.min.unwrap_or(self.replicas);
+        (min, self.max.unwrap_or(self.replicas).max(min))
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) async fn receive(
         limit => limit.min(check::MAX_ITEMS as u32),
     };
     loop {
-        let place = app.readers.join(std::slice::from_ref(&reading.agent));
+        let place = app.readers.join(std::slice::from_ref(&reading.agent), 1);
         let messages = app.bus.receive(&reading.agent, reading.after, limit).await?;
         if !messages.is_empty() {
             return Ok(Answer(MessageList { messages }));

@@ -16,6 +16,8 @@
 //! | `GET /agents/{id}` | an agent; the id may hold `/` |
 //! | `POST /agents/drain`, `POST /agents/resume` | have an agent take nothing new, or tasks again |
 //! | `DELETE /agents/{id}?instance=` | leave in order |
+//! | `GET /tasks/stuck` | tasks that run for much longer than usual |
+//! | `GET /pool?capability=&concurrency=&drain_within=` | how many workers tasks need |
 //! | `POST /messages` | send messages |
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
 //! | `POST /mailbox/acknowledge` | take messages out of a mailbox |
@@ -47,6 +49,7 @@ mod middleware;
 mod observe;
 mod openapi;
 mod orders;
+pub(crate) mod pool;
 mod route;
 mod schedules;
 mod stream;
@@ -147,6 +150,7 @@ fn routes() -> Vec<Route> {
         openapi::routes(),
         orders::routes(),
         schedules::routes(),
+        pool::routes(),
         tasks::routes(),
         stream::routes(),
         workflows::routes(),

@@ -101,7 +101,7 @@ pub(super) async fn one(
 ) -> Result<Answer<Task>, Problem> {
     let until = Instant::now() + check::wait(wait);
     loop {
-        let place = app.ended.join(&[id]);
+        let place = app.ended.join(&[id], 1);
         let task = app.store.task(id).await?;
         let task = task.ok_or_else(|| Problem::not_found(format!("there is no task {id}")))?;
         if task.state.is_final() || Instant::now() >= until {

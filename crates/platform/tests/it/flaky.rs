@@ -13,7 +13,9 @@ use resurgam_model::agent::{
 };
 use resurgam_model::limit::Limit;
 use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::pool::Demand;
 use resurgam_model::schedule::{NewSchedule, Schedule};
+use resurgam_model::stuck::{LongRunning, Usual};
 use resurgam_model::task::{
     Change, Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task,
     TaskCounts, TaskQuery,
@@ -31,8 +33,8 @@ use resurgam_store::workflows::{
 };
 use resurgam_store::{
     Access, Admin, Check, Counted, Error, Expired, Figures, Fired, LeasesOf, Limits, Messages,
-    Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore, Snapshot, Tasks,
-    Wakes, Workflows,
+    Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore, Snapshot,
+    Supervision, Tasks, Wakes, Workflows,
 };
 use resurgam_workflow::Definition;
 
@@ -133,6 +135,11 @@ through! {
         fn deregister(&self, agent: &AgentId, instance: InstanceId) -> ();
         fn agent(&self, id: &AgentId) -> Option<Agent>;
         fn agents(&self, query: &AgentQuery) -> AgentPage;
+    }
+    Supervision {
+        fn demand(&self, capabilities: &[Capability], window: Duration) -> Demand;
+        fn usual(&self) -> Vec<(Capability, Usual)>;
+        fn long_running(&self, than: Duration, limit: u32) -> Vec<LongRunning>;
     }
     Messages {
         fn send(&self, messages: &[NewMessage]) -> ();

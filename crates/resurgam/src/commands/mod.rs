@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub(crate) mod access;
+pub(crate) mod agents;
 pub(crate) mod api;
 pub(crate) mod audit_log;
 pub(crate) mod demo;

@@ -54,6 +54,12 @@ fn print(status: &Status) {
         ]);
     }
     output::data(&table.to_string());
+    if let Some(pool) = &status.pool {
+        output::data(&format!(
+            "workers: {} of {} wished for ({} to {}); {} required: {}",
+            pool.size, pool.wish, pool.min, pool.max, pool.required, pool.reason
+        ));
+    }
     if let Some(postgres) = &status.postgres {
         print_postgres(postgres);
     }

@@ -21,6 +21,7 @@ use resurgam_recovery::drill::subject::{ADDRESS_FILE, Address};
 use resurgam_recovery::journal::Journal;
 use resurgam_recovery::postgres::{Authority, SERVICE};
 use resurgam_recovery::runbook::faults::{self, Fault};
+use resurgam_recovery::scaling::POOL;
 use resurgam_recovery::server;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpListener;
@@ -286,24 +287,27 @@ impl Up {
             self.roles.push((name.clone(), self.client(&format!("http://{address}"))?));
             self.add(name, kind, args, env.clone(), Some(address))?;
         }
-        for number in 0..self.plan.workers.replicas {
-            let name = ComponentName::new(format!("worker-pool-{number}"))?;
-            let workers = &self.plan.workers;
-            let mut args = vec![
-                "worker".to_owned(),
-                format!("--api={}", self.api_url),
-                format!("--name={name}"),
-                format!("--concurrency={}", workers.concurrency),
-                format!("--lease={}", workers.lease),
-            ];
-            args.extend(workers.capabilities.iter().map(|c| format!("--capability={c}")));
-            if !workers.exec.is_empty() {
-                args.push("--exec".to_owned());
-                args.extend(workers.exec.iter().cloned());
-            }
-            self.add(name, ComponentKind::Worker, args, worker_env.clone(), None)?;
+        let workers = &self.plan.workers;
+        let mut args = vec![
+            "worker".to_owned(),
+            format!("--api={}", self.api_url),
+            format!("--concurrency={}", workers.concurrency),
+            format!("--lease={}", workers.lease),
+        ];
+        args.extend(workers.capabilities.iter().map(|c| format!("--capability={c}")));
+        if !workers.exec.is_empty() {
+            args.push("--exec".to_owned());
+            args.extend(workers.exec.iter().cloned());
         }
-        Ok(())
+        let spec = ComponentSpec {
+            name: ComponentName::new(POOL)?,
+            kind: ComponentKind::Worker,
+            program: self.program.clone(),
+            args,
+            env: worker_env,
+            address: None,
+        };
+        Ok(self.deployment.add_pool(spec, workers.bounds().0, &self.spawner)?)
     }
 
     /// A client of one of the parts, which knows it.

@@ -32,7 +32,7 @@ fn an_unknown_key() {
       |
     2 | replicsa = 3
       | ^^^^^^^^
-    unknown field `replicsa`, expected one of `replicas`, `capabilities`, `exec`, `concurrency`, `lease`
+    unknown field `replicsa`, expected one of `replicas`, `min`, `max`, `drain_within`, `shrink_after`, `capabilities`, `exec`, `concurrency`, `lease`
     ");
 }
 

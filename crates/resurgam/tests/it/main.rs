@@ -18,5 +18,6 @@ mod full_disk;
 mod harness;
 mod http;
 mod life;
+mod pool;
 mod start_errors;
 mod workflows_killed;

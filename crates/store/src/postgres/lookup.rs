@@ -37,11 +37,10 @@ macro_rules! page {
             $where,
             " AND ($3::text IS NULL OR a.state = $3)
               AND ($4::boolean IS NULL OR (greatest(a.load, a.held) >= a.capacity) = $4)
-              AND NOT EXISTS (
-                  SELECT FROM unnest($5::text[], $6::text[]) AS w (name, value)
-                  WHERE NOT EXISTS (
-                      SELECT FROM agent_labels AS l
-                      WHERE l.agent = a.id AND l.name = w.name AND l.value = w.value))
+              AND cardinality($5::text[]) = (
+                  SELECT count(*) FROM unnest($5::text[], $6::text[]) AS w (name, value)
+                  JOIN agent_labels AS l
+                      ON l.agent = a.id AND l.name = w.name AND l.value = w.value)
               ORDER BY ",
             $order,
             " LIMIT $2"

@@ -20,9 +20,12 @@ mod lookup;
 mod messages;
 mod migrations;
 mod registry;
+#[cfg(test)]
+mod scale_tests;
 mod schedules;
 mod session;
 mod submit;
+mod supervision;
 mod take_back;
 mod task_rows;
 mod tasks;

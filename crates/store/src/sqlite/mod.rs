@@ -17,8 +17,11 @@ mod messages;
 mod migrations;
 mod readers;
 mod registry;
+#[cfg(test)]
+mod scale_tests;
 mod schedules;
 mod submit;
+mod supervision;
 mod tasks;
 mod workflow_rows;
 mod workflows;

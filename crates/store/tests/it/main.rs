@@ -19,6 +19,7 @@ mod messages;
 mod postgres_servers;
 mod registry;
 mod sqlite_processes;
+mod supervision;
 mod tasks;
 mod throughput;
 mod workflows;

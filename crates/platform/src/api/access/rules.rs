@@ -46,6 +46,8 @@ pub(crate) const TABLE: &[(&str, &str, Rule)] = &[
     // Tasks.
     ("GET", "/tasks", VIEWER),
     ("GET", "/tasks/pending", VIEWER),
+    ("GET", "/tasks/stuck", VIEWER),
+    ("GET", "/pool", VIEWER),
     ("GET", "/tasks/{id}", VIEWER),
     ("POST", "/tasks", AGENT),
     ("POST", "/tasks/batch", AGENT),
