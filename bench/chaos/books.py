@@ -61,6 +61,10 @@ def check(callers, fleet):
     for id, before in callers.seen.items():
         if by_id.get(id) != before:
             wrong(f"a task that was over has changed: {before} is now {by_id.get(id)}")
+    for word in callers.accepted:
+        task = by_id.get(word["task"], {})
+        if (task.get("token"), task.get("result")) != (word["token"], word["result"]):
+            wrong(f"a result that was accepted is not the one that is there: {word}, {task}")
     submitted(callers, tasks, begun, wrong)
     times = [task["idempotency_key"] for task in tasks["tick"]]
     for key in {key for key in times if times.count(key) > 1}:
@@ -72,6 +76,7 @@ def check(callers, fleet):
             "tasks in all": len(by_id), "tries": tries, "completed": sum(
                 task["state"] == "completed" for task in by_id.values()),
             "done more than once": sum(len(several) > 1 for several in done.values()),
+            "late words: accepted": len(callers.accepted), "late words: stale": callers.stale,
             "looks at limits": callers.samples, "repeated requests": callers.repeats,
             "answers with an error": callers.statuses}
 

@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from http.client import HTTPException
 
 DEFINITION = {
@@ -33,12 +34,13 @@ class Refused(Exception):
 
 
 class Callers:
-    def __init__(self, urls, seed, rate):
-        self.urls, self.seed, self.rate = urls, seed, rate
+    def __init__(self, urls, seed, rate, ledger):
+        self.urls, self.seed, self.rate, self.ledger = urls, seed, rate, ledger
         self.over = threading.Event()     # nothing new is handed in
         self.quiet = threading.Event()    # nor is anything watched
         self.tasks, self.workflows, self.violations = {}, {}, []
         self.seen, self.repeats, self.samples, self.statuses = {}, 0, 0, {}
+        self.accepted, self.stale = [], 0
         self.lock = threading.Lock()
         self.threads = []
 
@@ -82,7 +84,7 @@ class Callers:
 
     def start(self):
         for name, what in [("tasks", self._submit), ("limited", self._limited), ("workflows", self._flows),
-                           ("watch", self._watch)]:
+                           ("late", self._late), ("watch", self._watch)]:
             chance = random.Random(f"{self.seed} {name}")
             thread = threading.Thread(target=self._guarded, args=(what, chance), daemon=True)
             thread.start()
@@ -150,6 +152,54 @@ class Callers:
 
     def _signal(self, id):
         self.call("POST", f"/workflows/{id}/signal", {"name": "go", "id": "once"})
+
+    def _late(self, chance):
+        """An agent whose words often come too late, and come twice: only those of one lease count."""
+        me = {"instance": str(uuid.uuid4())}
+        known = False
+        while not self.over.is_set():
+            if not known:
+                self.call("POST", "/agents", {"id": "late-0", **me, "capabilities": ["work"], "capacity": 2})
+            claim = {"agent": "late-0", **me, "capabilities": ["work"], "max": 2, "lease": "1s", "wait": "1s"}
+            try:
+                leases = self.call("POST", "/tasks/claim", claim)["leases"]
+            except Refused as refused:
+                if "unknown-agent" not in str(refused):
+                    raise
+                leases = []
+            for lease in leases:
+                self._work_late(lease, chance)
+            beat = {"agents": [{"id": "late-0", **me}]}
+            known = self.call("POST", "/agents/heartbeat", beat)["known"][0]
+
+    def _note(self, act, lease):
+        with open(self.ledger, "a", encoding="utf-8") as ledger:
+            ledger.write(f"{act} {lease['payload']} {lease['task']} {lease['token']} {time.time_ns()}\n")
+
+    def _work_late(self, lease, chance):
+        what, held = lease["payload"], {"task": lease["task"], "token": lease["token"]}
+        name, kind = "completions", what.split("/")[-1]
+        word = {**held, "result": f"{what}:{lease['token']}"}
+        self._note("begin", lease)
+        if kind == "dies" or (kind.startswith("fail") and lease["attempt"] <= int(kind[4:])):
+            name, word = "failures", {**held, "error": "it cannot be done", "retry": kind != "dies"}
+        else:
+            self._note("done", lease)
+        self.over.wait(chance.choice([0, 0.3, 1.2, 2.5]))
+        path = {"completions": "/tasks/complete", "failures": "/tasks/fail"}[name]
+        if chance.random() < 0.3 and held["token"] > 1:
+            early = {**word, "token": held["token"] - 1}
+            outcome = self.call("POST", path, {name: [early]})["outcomes"][0]
+            if name == "completions" and outcome == "accepted":
+                self.violation(f"a result was accepted under the token before: {early}")
+        first, second = (self.call("POST", path, {name: [word]})["outcomes"][0] for _ in range(2))
+        if first != "accepted" and second == "accepted":
+            self.violation(f"a word that was {first} was accepted later: {word}")
+        if name == "completions" and first == "accepted":
+            self.accepted.append(word)
+            if second != "accepted":
+                self.violation(f"a repeated result is {second}: {word}")
+        self.stale += first == "stale"
 
     def _watch(self, chance):
         """Limits hold at every look, and what is over stays as it is."""
