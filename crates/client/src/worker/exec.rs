@@ -12,20 +12,20 @@
 //! | `RESURGAM_TASK_TOKEN` | the fencing token, to hand on to whatever the program writes to |
 //! | `RESURGAM_CAPABILITY` | what was asked for |
 //!
-//! The program need not read its input. It runs in a process group of its own, which is killed
+//! The program need not read its input, which is there as a whole before it begins. It runs in a process group of its own, which is killed
 //! as a whole when the lease is lost, when the worker ends, and when the program itself does. On
 //! Linux the program is also killed when the worker is killed; what it started in turn is not,
 //! unless it sees to that itself.
 
-use std::io;
+use std::io::{self, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration as StdDuration;
 
 use async_trait::async_trait;
 use resurgam_model::Payload;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{ChildStdin, Command};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::spawner::{Group, Spawner};
@@ -96,12 +96,16 @@ impl Handler for Exec {
         let failed = |what: &str, error: &io::Error| {
             HandlerError::retry(format!("{}: {what}: {error}", self.program))
         };
+        let mut command = self.command(&job);
+        let text = job.payload().text();
+        command
+            .stdin(input(text.as_bytes()).map_err(|error| failed("cannot get its input", &error))?);
         let mut program = self
             .spawner
-            .start(self.command(&job))
+            .start(command)
             .await
             .map_err(|error| failed("cannot be started", &error))?;
-        let (stdin, stdout, stderr) = program.pipes();
+        let (stdout, stderr) = program.pipes();
         let group = program.group();
         let (exited, ended) = watch::channel(false);
 
@@ -113,16 +117,7 @@ impl Handler for Exec {
         let output = read(stdout, ended.clone(), Keep::First(self.max_output), group);
         let errors = read(stderr, ended, Keep::Last(ERROR_TAIL), group);
         let all = async { tokio::join!(wait, output, errors) };
-        let text = job.payload().text();
-        let feed = async {
-            feed(stdin, text.as_bytes()).await;
-            // Feeding alone never ends the try.
-            std::future::pending::<()>().await;
-        };
-        let (status, output, errors) = tokio::select! {
-            all = all => all,
-            () = feed => return Err(HandlerError::retry("feeding the program ended the try")),
-        };
+        let (status, output, errors) = all.await;
 
         let status = status.map_err(|error| failed("cannot be waited for", &error))?;
         let output = match output {
@@ -165,14 +160,14 @@ impl Exec {
     }
 }
 
-/// Writes the input and closes it. A program that does not want (all of) it is free to.
-async fn feed(stdin: Option<ChildStdin>, input: &[u8]) {
-    let Some(mut stdin) = stdin else { return };
-    if let Err(error) = stdin.write_all(input).await
-        && error.kind() != io::ErrorKind::BrokenPipe
-    {
-        tracing::debug!(%error, "the program's input could not be written");
-    }
+/// The input as a file in memory, whole before the program begins: one whose worker is killed
+/// must not take half of a payload, or none, for the whole.
+fn input(text: &[u8]) -> io::Result<Stdio> {
+    let file = rustix::fs::memfd_create("payload", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(text)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 enum ReadError {

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::mpsc;
 
 use rustix::process::{Pid, Signal};
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -37,7 +37,7 @@ impl Spawner {
         Ok(Self { jobs })
     }
 
-    /// Starts a program with pipes for its input, output and errors, in a process group of its
+    /// Starts a program with pipes for its output and errors, in a process group of its
     /// own.
     pub(super) async fn start(&self, command: Command) -> io::Result<Program> {
         let gone = || io::Error::other("the thread that starts programs has ended");
@@ -56,12 +56,7 @@ pub(super) struct Program {
 
 impl Program {
     fn start(mut command: Command) -> io::Result<Self> {
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         die_with_parent(&mut command);
         let child = command.spawn()?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
@@ -70,10 +65,8 @@ impl Program {
     }
 
     /// Its pipes, the first time.
-    pub(super) fn pipes(
-        &mut self,
-    ) -> (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>) {
-        (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take())
+    pub(super) fn pipes(&mut self) -> (Option<ChildStdout>, Option<ChildStderr>) {
+        (self.child.stdout.take(), self.child.stderr.take())
     }
 
     /// The group, for killing it while somebody waits for the program.

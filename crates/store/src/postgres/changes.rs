@@ -13,7 +13,7 @@ use crate::column::{parsed, time_if, unsigned};
 use crate::{Promoted, Result, Wake};
 
 const PROMOTE: &str = "WITH due AS MATERIALIZED (
-        SELECT id FROM tasks WHERE state = 'scheduled' AND run_at <= clock_timestamp()
+        SELECT id FROM tasks WHERE state = 'scheduled' AND run_at <= statement_timestamp()
         ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
     ), promoted AS (
         UPDATE tasks SET state = 'ready' FROM due WHERE tasks.id = due.id RETURNING capability
@@ -51,7 +51,7 @@ const REQUEUE: &str = "WITH found AS MATERIALIZED (
     FROM back RETURNING id, capability";
 
 const PURGE: &str = "WITH old AS MATERIALIZED (
-        SELECT id FROM tasks_done WHERE expires_at <= clock_timestamp()
+        SELECT id FROM tasks_done WHERE expires_at <= statement_timestamp()
         ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
     ), gone AS (
         DELETE FROM tasks_done AS t USING old WHERE t.id = old.id

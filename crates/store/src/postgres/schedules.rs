@@ -61,7 +61,7 @@ impl Schedules for PostgresStore {
 
     async fn fire(&self) -> Result<Vec<Fired>> {
         // Most of the time there is nothing, which costs no transaction.
-        let due = "SELECT 1 FROM schedules WHERE next_at <= clock_timestamp() LIMIT 1";
+        let due = "SELECT 1 FROM schedules WHERE next_at <= statement_timestamp() LIMIT 1";
         if self.query("look for due schedules", due, &[]).await?.is_empty() {
             return Ok(Vec::new());
         }
@@ -71,7 +71,7 @@ impl Schedules for PostgresStore {
             "SELECT ",
             columns!(),
             ", (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now
-             FROM schedules WHERE next_at <= clock_timestamp()
+             FROM schedules WHERE next_at <= statement_timestamp()
              ORDER BY name LIMIT $1 FOR UPDATE SKIP LOCKED"
         );
         let (mut fired, mut ready) = (Vec::new(), Vec::new());

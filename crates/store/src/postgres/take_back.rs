@@ -56,7 +56,7 @@ pub(super) const RETURN_EARLIER_LIVES: &str = take_back!(
 /// taken back already.
 pub(super) const RETURN_EXPIRED: &str = take_back!(
     "SELECT id FROM tasks
-     WHERE state = 'running' AND lease_until < clock_timestamp()
+     WHERE state = 'running' AND lease_until < statement_timestamp()
      ORDER BY lease_until LIMIT $1 FOR UPDATE SKIP LOCKED",
     "the lease ran out without a word from its holder"
 );

@@ -17,6 +17,7 @@ mod fixture;
 mod lease_model;
 mod messages;
 mod postgres_servers;
+mod queue;
 mod registry;
 mod sqlite_processes;
 mod supervision;
