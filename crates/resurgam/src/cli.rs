@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
 use resurgam_model::{ComponentName, Role, Scenario};
@@ -25,6 +26,15 @@ use crate::commands::work::WorkArgs;
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
+    /// How logs are written to standard error: text or json.
+    #[arg(
+        long,
+        global = true,
+        env = "RESURGAM_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -6,12 +6,12 @@ mod failure;
 mod output;
 mod plan;
 mod shutdown;
+mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command};
 use failure::{Failure, code};
@@ -26,7 +26,6 @@ fn main() -> ExitCode {
             return ExitCode::from(if wanted { code::OK } else { code::USAGE });
         }
     };
-    log(&cli.command);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
@@ -42,7 +41,16 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<u8, Failure> {
-    match cli.command {
+    let exporting = telemetry::start(cli.log_format, level(&cli.command))?;
+    let result = perform(cli.command).await;
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
+    result
+}
+
+async fn perform(command: Command) -> Result<u8, Failure> {
+    match command {
         Command::Demo(args) => commands::demo::run(args).await,
         Command::Drill(args) => commands::drill::run(args).await,
         Command::Up(args) => commands::up::run(args).await,
@@ -62,17 +70,10 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
-/// Logs go to standard error; long-running commands say more by themselves.
-fn log(command: &Command) {
-    let default = match command {
+/// What is logged by default: long-running commands say more by themselves.
+fn level(command: &Command) -> &'static str {
+    match command {
         Command::Up(_) | Command::Serve(_) | Command::Worker(_) | Command::Instance(_) => "info",
         _ => "error",
-    };
-    let filter =
-        EnvFilter::try_from_env("RESURGAM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    }
 }

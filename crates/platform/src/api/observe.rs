@@ -138,6 +138,9 @@ fn join_trace(span: &Span, headers: &HeaderMap, method: &str, route: &str) -> bo
     if !resurgam_metrics::traces().is_on() {
         return false;
     }
+    // Before its context is looked at, which begins it: then it is too late for them.
+    span.record("otel.name", tracing::field::display(format_args!("{method} {route}")));
+    span.record("otel.kind", "server");
     let context = span.context();
     let ours = context.span().span_context().clone();
     if !ours.is_valid() {
@@ -146,8 +149,6 @@ fn join_trace(span: &Span, headers: &HeaderMap, method: &str, route: &str) -> bo
     if !headers.contains_key("traceparent") {
         span.record("trace", tracing::field::display(ours.trace_id()));
     }
-    span.record("otel.name", tracing::field::display(format_args!("{method} {route}")));
-    span.record("otel.kind", "server");
     true
 }
 

@@ -20,4 +20,5 @@ mod http;
 mod life;
 mod pool;
 mod start_errors;
+mod telemetry;
 mod workflows_killed;
