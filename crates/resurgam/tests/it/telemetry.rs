@@ -109,7 +109,9 @@ impl Served {
         }
         command.envs(environment.iter().copied());
         let server = place.run(command);
-        until("it serves", SHORT, &place, || server.said().contains("serving").then_some(()));
+        for word in ["serving", "the database is ready"] {
+            until(word, SHORT, &place, || server.said().contains(word).then_some(()));
+        }
         Self { place, address, server }
     }
 
