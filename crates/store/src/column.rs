@@ -21,6 +21,13 @@ pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.0.as_micros().min(longest)).unwrap_or(i64::MAX)
 }
 
+/// When a task is due, in microseconds since 1970, within what both databases can hold and
+/// [`time`] can read.
+pub(crate) fn due(at: Timestamp) -> i64 {
+    at.as_second().clamp(0, Timestamp::MAX.as_second() - 1) * 1_000_000
+        + i64::from(at.subsec_microsecond().max(0))
+}
+
 /// A count for a column of 32 bits; nobody counts further.
 pub(crate) fn small(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)

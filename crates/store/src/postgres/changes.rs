@@ -32,7 +32,7 @@ const CANCEL: &str = concat!(
             $2::text AS end_error, t.failed_token AS end_failed, 1 AS n
     ), ",
     finish!("over"),
-    " SELECT id FROM over"
+    " SELECT id, capability, coalesce(limited, false) AS limited, workflow FROM over"
 );
 
 const REQUEUE: &str = "WITH found AS MATERIALIZED (
@@ -83,6 +83,13 @@ impl PostgresStore {
         let ids: Vec<_> = tasks.iter().map(|task| task.0).collect();
         let why = why.replace('\0', "\u{fffd}");
         let rows = self.query("cancel tasks", CANCEL, &[&ids, &why]).await?;
+        self.note_workflows(&rows)?;
+        for row in &rows {
+            // Another one may begin now.
+            if get(row, "limited")? {
+                self.ring(Wake { capability: parsed(get(row, "capability")?)?, count: 1 });
+            }
+        }
         self.changes(&ids, &rows).await
     }
 

@@ -45,7 +45,8 @@ pub(super) use take;
 /// The agent's row is locked against its expiry and against its next life until commit, and so
 /// these see the claim. The walk along the index is one for each capability, since one for all
 /// would have to sort everything that is ready. Of what several capabilities give, the surplus
-/// stays locked until commit, and others pass over it.
+/// stays locked until commit, and others pass over it. The shares of capabilities with a limit,
+/// in their turns, are left to a transaction of their own.
 const CLAIM: &str = concat!(
     "WITH me AS MATERIALIZED (
         SELECT id FROM agents
@@ -59,11 +60,14 @@ const CLAIM: &str = concat!(
                 AND NOT EXISTS (SELECT FROM limits AS l WHERE l.capability = c.capability)
             ORDER BY priority DESC, id LIMIT $7 FOR UPDATE SKIP LOCKED
         ) AS t
-        ORDER BY c.turn LIMIT $6
+        ORDER BY c.turn LIMIT $6 - (
+            SELECT coalesce(sum(greatest(least($7, $6 - $7 * (c.turn - 1)), 0)), 0)::bigint
+            FROM unnest($3::text[]) WITH ORDINALITY AS c (capability, turn)
+            JOIN limits AS l ON l.capability = c.capability)
     ), ",
     take!("NULL"),
     " SELECT EXISTS (SELECT FROM me) AS known,
-         EXISTS (SELECT FROM limits WHERE capability = ANY ($3)) AS limits, c.*
+         ARRAY (SELECT capability FROM limits WHERE capability = ANY ($3)) AS limits, c.*
      FROM (SELECT) AS one LEFT JOIN claimed AS c ON true"
 );
 
@@ -83,27 +87,28 @@ impl PostgresStore {
         }
         let turns = turns(&claim.capabilities);
         let mut found = Found { max: claim.max, leases: Vec::new() };
-        let mut limited = false;
         // First an equal share for each, then the rest for those that had their whole share.
-        let mut shares = turns.clone();
-        let mut share = found.share(shares.len());
-        for round in 0..2 {
-            // The first round also tells whether the agent is known, whatever it wants.
-            if round > 0 && (shares.is_empty() || found.left() == 0) {
-                break;
-            }
-            let names: Vec<_> = shares.iter().map(|c| c.as_str()).collect();
-            let rows = self.claim_once(claim, &names, found.left(), share).await?;
-            limited |= rows.first().map_or(Ok(false), |row| get(row, "limits"))?;
+        let share = found.share(turns.len());
+        // The first round also tells whether the agent is known, whatever it wants.
+        let rows = self.claim_once(claim, &turns, found.left(), share).await?;
+        let limits: Vec<&str> = rows.first().map_or(Ok(Vec::new()), |row| get(row, "limits"))?;
+        if !rows.first().map_or(Ok(false), |row| get(row, "known"))? {
+            return Err(self.no_claim(claim).await);
+        }
+        let counts = found.take(&rows, &turns)?;
+        let (limited, mut free): (Vec<_>, Vec<_>) =
+            turns.into_iter().partition(|c| limits.contains(&c.as_str()));
+        if limited.is_empty() {
+            free.retain(|c| counts.get(c).copied().unwrap_or_default() >= share);
+        } else if found.left() > 0 {
+            self.claim_limited(claim, &limited, &mut found).await?;
+        }
+        if !free.is_empty() && found.left() > 0 {
+            let rows = self.claim_once(claim, &free, found.left(), found.left()).await?;
             if !rows.first().map_or(Ok(false), |row| get(row, "known"))? {
                 return Err(self.no_claim(claim).await);
             }
-            let counts = found.take(&rows, &shares)?;
-            shares.retain(|c| counts.get(c).copied().unwrap_or_default() >= share);
-            share = found.left();
-        }
-        if limited && found.left() > 0 {
-            self.claim_limited(claim, &turns, &mut found).await?;
+            found.take(&rows, &free)?;
         }
         Ok(found.leases)
     }
@@ -111,13 +116,14 @@ impl PostgresStore {
     async fn claim_once(
         &self,
         claim: &Claim,
-        capabilities: &[&str],
+        turns: &[Capability],
         max: u32,
         share: u32,
     ) -> Result<Vec<Row>> {
         let (max, share, lease) = (i64::from(max), i64::from(share), micros(claim.lease));
         let id = claim.id.map(|id| id.0);
         let (agent, life) = (claim.agent.as_str(), claim.instance.0);
+        let capabilities: Vec<_> = turns.iter().map(Capability::as_str).collect();
         self.query("claim tasks", CLAIM, &[&agent, &life, &capabilities, &lease, &id, &max, &share])
             .await
     }

@@ -57,7 +57,8 @@ const FAIL: &str = concat!(
             WITH ORDINALITY AS w (id, token, error, retry, n)
         ORDER BY id, token, n
     ), ended AS MATERIALIZED (
-        SELECT t.id, w.error, w.n, true AS failed, NOT w.retry OR attempts >= max_attempts AS last,
+        SELECT t.id, t.limited, w.error, w.n, true AS failed,
+            NOT w.retry OR attempts >= max_attempts AS last,
             ",
     policy_wait!(),
     " AS wait_ms
@@ -65,8 +66,9 @@ const FAIL: &str = concat!(
         WHERE coalesce(t.state = 'running', false) ORDER BY t.id FOR UPDATE OF t
     ), ",
     end_tries!("ended"),
-    " SELECT id, token, capability, state, NULL::uuid AS workflow FROM again
-      UNION ALL SELECT id, token, capability, 'dead', workflow FROM over"
+    " SELECT id, token, capability, state = 'ready' OR coalesce(limited, false) AS ready,
+          NULL::uuid AS workflow FROM again
+      UNION ALL SELECT id, token, capability, coalesce(limited, false), workflow FROM over"
 );
 
 const STANDING: &str = "SELECT id, token, failed_token, state FROM tasks WHERE id = ANY ($1)
@@ -117,7 +119,8 @@ impl PostgresStore {
         let rows = self.query("record failed tries", FAIL, &params).await?;
         self.note_workflows(&rows)?;
         for row in &rows {
-            if get::<&str>(row, "state")? == TaskState::Ready.as_str() {
+            // It, or another one of a limited kind, may begin now.
+            if get(row, "ready")? {
                 self.ring(Wake { capability: parsed(get(row, "capability")?)?, count: 1 });
             }
         }
@@ -125,7 +128,7 @@ impl PostgresStore {
     }
 
     /// Workflows whose tasks came to their end are advanced at once by whoever listens here.
-    fn note_workflows(&self, ended: &[Row]) -> Result<()> {
+    pub(super) fn note_workflows(&self, ended: &[Row]) -> Result<()> {
         let mut moved = Vec::new();
         for row in ended {
             moved.extend(get::<Option<Uuid>>(row, "workflow")?.map(WorkflowId));

@@ -46,7 +46,7 @@ pub(super) use finish;
 
 /// Common table expressions `again` and `over` that end the tries of the expression named, which
 /// must have the columns `id`, `last` (no further try), `error`, `wait_ms` (before the next try),
-/// `failed` (its worker said so) and `n`, and must hold the locks of the rows.
+/// `failed` (its worker said so), `limited` and `n`, and must hold the locks of the rows.
 macro_rules! end_tries {
     ($ended:literal) => {
         concat!(
@@ -61,7 +61,7 @@ macro_rules! end_tries {
                 FROM ",
             $ended,
             " AS e WHERE t.id = e.id AND NOT e.last
-                RETURNING t.id, t.token, t.capability, t.state
+                RETURNING t.id, t.token, t.capability, t.state, e.limited
             ), over AS (
                 DELETE FROM tasks AS t USING ",
             $ended,

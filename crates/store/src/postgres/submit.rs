@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::session::{Param, Session};
 use super::{PostgresStore, get};
-use crate::column::{micros, millis, small};
+use crate::column::{due, micros, millis, small};
 use crate::{Error, Result, Wake};
 
 /// Separates tags on their way into the database: no tag holds a control character.
@@ -258,7 +258,7 @@ impl<'t> Full<'t> {
             max_backoffs: policies.iter().map(|p| p.max_backoff).collect(),
             jitters: policies.iter().map(|p| p.jitter).collect(),
             delays: tasks.iter().map(|t| t.delay.map_or(0, micros)).collect(),
-            run_at: tasks.iter().map(|t| t.run_at.map(|at| at.as_microsecond())).collect(),
+            run_at: tasks.iter().map(|t| t.run_at.map(due)).collect(),
             timeouts: tasks.iter().map(|t| t.timeout.map(millis)).collect(),
             keeps: tasks.iter().map(|t| t.keep.map(millis)).collect(),
             whom: tasks.iter().map(|t| t.key.as_deref()).collect(),

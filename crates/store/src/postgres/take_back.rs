@@ -8,15 +8,15 @@ use crate::{Result, Wake};
 
 /// A statement that takes back the running tasks whose ids the given query locks, for the reason
 /// given: ready at once, or dead when tries are used up. What has run beyond its timeout has
-/// failed, and waits as after any failure. Answers how many, by capability, and whether they are
-/// ready.
+/// failed, and waits as after any failure. Answers how many, by capability, and whether they, or
+/// others of a limited kind in their place, are ready.
 macro_rules! take_back {
     ($due:literal, $why:literal) => {
         concat!(
             "WITH due AS MATERIALIZED (",
             $due,
             "), judged AS MATERIALIZED (
-                SELECT t.id, attempts >= max_attempts AS last, false AS failed,
+                SELECT t.id, t.limited, attempts >= max_attempts AS last, false AS failed,
                     row_number() OVER (ORDER BY t.id) AS n,
                     CASE WHEN timeout_at <= clock_timestamp()
                         THEN 'the try took longer than the task''s timeout' ELSE '",
@@ -28,9 +28,11 @@ macro_rules! take_back {
                 FROM tasks AS t JOIN due ON due.id = t.id
             ), ",
             $crate::postgres::finish::end_tries!("judged"),
-            " SELECT capability, state = 'ready' AS ready, count(*) AS number
+            " SELECT capability, state = 'ready' OR coalesce(limited, false) AS ready,
+                  count(*) AS number
               FROM again GROUP BY 1, 2
-              UNION ALL SELECT capability, false, count(*) FROM over GROUP BY 1"
+              UNION ALL SELECT capability, coalesce(limited, false), count(*)
+              FROM over GROUP BY 1, 2"
         )
     };
 }

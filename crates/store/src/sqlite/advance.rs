@@ -392,7 +392,7 @@ fn wind_down(c: &Connection, workflow: WorkflowId, moves: &mut Moves) -> Result<
     }
     drop(rows);
     for task in idle {
-        ends::cancel(c, task, "its workflow goes back")?;
+        ends::cancel(c, task, "its workflow goes back", &mut moves.ready)?;
         moves.moved.insert(workflow);
     }
     c.prepare_cached(

@@ -14,6 +14,13 @@ use crate::allowance::{self, Usage};
 use crate::column::{from_json, micros, parsed, payload, time, time_if, unsigned};
 
 pub(super) fn claim(c: &Connection, claim: &Claim) -> Result<Vec<Lease>, Fault> {
+    // Also for one that drains by now: what it took it may finish.
+    if let (Some(id), true) = (claim.id, claim.again) {
+        let leases = taken_before(c, claim, id)?;
+        if !leases.is_empty() {
+            return Ok(leases);
+        }
+    }
     let known = c
         .prepare_cached(
             "SELECT 1 FROM agents WHERE id = ?1 AND instance = ?2 AND state = 'available'",
@@ -22,21 +29,10 @@ pub(super) fn claim(c: &Connection, claim: &Claim) -> Result<Vec<Lease>, Fault> 
     if !known {
         return Err(no_claim(c, claim));
     }
-    if let (Some(id), true) = (claim.id, claim.again) {
-        let leases = taken_before(c, claim, id)?;
-        if !leases.is_empty() {
-            return Ok(leases);
-        }
-    }
-    let mut free: Vec<&Capability> = Vec::new();
-    let mut limited: Vec<(&Capability, Limit, Bucket)> = Vec::new();
+    let mut turns: Vec<&Capability> = Vec::new();
     for capability in &claim.capabilities {
-        if free.contains(&capability) || limited.iter().any(|(name, ..)| *name == capability) {
-            continue;
-        }
-        match limit(c, capability)? {
-            None => free.push(capability),
-            Some((limit, bucket)) => limited.push((capability, limit, bucket)),
+        if !turns.contains(&capability) {
+            turns.push(capability);
         }
     }
     let now = now();
@@ -45,25 +41,31 @@ pub(super) fn claim(c: &Connection, claim: &Claim) -> Result<Vec<Lease>, Fault> 
         claim.max.saturating_sub(u32::try_from(leases.len()).unwrap_or(u32::MAX))
     };
     // First an equal share for each, then the rest for those that had their whole share.
-    let mut share = share(claim.max, free.len());
+    let mut share = share(claim.max, turns.len());
     for _ in 0..2 {
         let mut more = Vec::new();
-        for capability in free {
+        for capability in turns {
             let wanted = share.min(left(&leases));
-            let found = ready(c, capability, wanted)?;
-            if found.len() == usize::try_from(wanted).unwrap_or(usize::MAX) {
+            if wanted == 0 {
+                break;
+            }
+            let before = left(&leases);
+            match limit(c, capability)? {
+                None => {
+                    let found = ready(c, capability, wanted)?;
+                    take(c, claim, now, &found, false, &mut leases)?;
+                }
+                Some((limit, bucket)) => {
+                    let kind = (capability, &limit, bucket);
+                    claim_limited(c, claim, kind, (now, wanted), &mut leases)?;
+                }
+            }
+            if before.saturating_sub(left(&leases)) == wanted {
                 more.push(capability);
             }
-            take(c, claim, now, &found, false, &mut leases)?;
         }
-        free = more;
+        turns = more;
         share = left(&leases);
-    }
-    let mut among = limited.len();
-    for (capability, limit, bucket) in limited {
-        let wanted = self::share(left(&leases), among);
-        among = among.saturating_sub(1);
-        claim_limited(c, claim, (capability, &limit, bucket), (now, wanted), &mut leases)?;
     }
     Ok(leases)
 }

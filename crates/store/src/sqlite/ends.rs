@@ -139,10 +139,15 @@ impl Standing {
             c.prepare_cached("UPDATE tasks SET failed_token = token WHERE seq = ?1")?
                 .execute([self.seq])?;
         }
-        if last || self.attempts >= self.retry.max_attempts {
+        let is_dead = last || self.attempts >= self.retry.max_attempts;
+        let is_ready = !is_dead && wait.0.is_zero();
+        if is_ready || self.limited {
+            // It, or another one of a limited kind, may begin now.
+            *ready.entry(self.capability.clone()).or_default() += 1;
+        }
+        if is_dead {
             return self.finish(c, TaskState::Dead, why);
         }
-        let is_ready = wait.0.is_zero();
         c.prepare_cached(
             "UPDATE tasks
              SET state = ?2, run_at = ?3, error = ?4, held_by = NULL, held_instance = NULL,
@@ -155,9 +160,6 @@ impl Standing {
             now().saturating_add(micros(wait)),
             why,
         ])?;
-        if is_ready {
-            *ready.entry(self.capability.clone()).or_default() += 1;
-        }
         Ok(())
     }
 
@@ -277,12 +279,21 @@ fn take_back(
     unsigned(i64::try_from(tasks.len()).unwrap_or(i64::MAX)).map_err(Fault::from)
 }
 
-pub(super) fn cancel(c: &Connection, task: TaskId, why: &str) -> Result<Change, Fault> {
+pub(super) fn cancel(
+    c: &Connection,
+    task: TaskId,
+    why: &str,
+    ready: &mut Ready,
+) -> Result<Change, Fault> {
     let Some(task) = Standing::of(c, task)? else { return Ok(Change::Unknown) };
     if task.state.is_final() {
         return Ok(Change::Unchanged);
     }
     task.finish(c, TaskState::Cancelled, why)?;
+    if task.limited {
+        // Another one may begin now.
+        *ready.entry(task.capability).or_default() += 1;
+    }
     Ok(Change::Changed)
 }
 
@@ -295,7 +306,10 @@ pub(super) fn requeue(c: &Connection, task: TaskId, ready: &mut Ready) -> Result
     c.prepare_cached(
         "UPDATE tasks
          SET state = 'ready', run_at = ?2, attempts = 0, failed_token = NULL, held_by = NULL,
-             finished_at = NULL, expires_at = NULL, started_at = NULL
+             finished_at = NULL, expires_at = NULL, started_at = NULL,
+             -- It may have been over when a limit came that chooses tasks key by key.
+             key = ifnull(key, (SELECT '' FROM limits AS l
+                                WHERE l.capability = tasks.capability AND l.by_key = 1))
          WHERE seq = ?1",
     )?
     .execute((task.seq, now()))?;

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fault::Fault;
 use super::{id, now};
-use crate::column::{micros, millis, to_json};
+use crate::column::{due, micros, millis, to_json};
 
 /// Hands in a task. Says also whether it can be claimed at once.
 pub(super) fn submit(c: &Connection, task: &NewTask) -> Result<(Submitted, bool), Fault> {
@@ -21,7 +21,7 @@ pub(super) fn submit(c: &Connection, task: &NewTask) -> Result<(Submitted, bool)
     }
     let (new, now) = (TaskId::new(), now());
     let run_at = match (task.run_at, task.delay) {
-        (Some(at), _) => at.as_microsecond(),
+        (Some(at), _) => due(at),
         (None, delay) => now.saturating_add(delay.map_or(0, micros)),
     };
     let ready = run_at <= now;

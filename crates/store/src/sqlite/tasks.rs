@@ -154,10 +154,10 @@ impl Tasks for SqliteStore {
 
     async fn cancel(&self, tasks: &[TaskId], reason: &str) -> Result<Vec<Change>> {
         let (tasks, reason) = (tasks.to_vec(), reason.to_owned());
-        let request = move |c: &Connection| {
-            tasks.iter().map(|task| ends::cancel(c, *task, &reason)).collect()
+        let request = move |c: &Connection, ready: &mut Ready| {
+            tasks.iter().map(|task| ends::cancel(c, *task, &reason, ready)).collect()
         };
-        self.writer.run("cancel tasks", request).await
+        self.run_ending("cancel tasks", request).await
     }
 
     async fn requeue(&self, tasks: &[TaskId]) -> Result<Vec<Change>> {

@@ -54,6 +54,25 @@ async fn opened(settings: Settings, folder: Option<TempDir>) -> Fixture {
     Fixture { store, settings, _folder: folder }
 }
 
+/// Runs statements behind the store's back.
+pub(crate) async fn raw(settings: &Settings, sql: &str) {
+    match settings {
+        Settings::Sqlite { path } => {
+            let raw = rusqlite::Connection::open(path).unwrap();
+            raw.busy_timeout(Span::from_secs(20)).unwrap();
+            raw.execute_batch(sql).unwrap();
+        }
+        Settings::Postgres(settings) => {
+            let no_tls = tokio_postgres::NoTls;
+            let (raw, connection) = tokio_postgres::connect(&settings.url, no_tls).await.unwrap();
+            let connection = tokio::spawn(connection);
+            raw.batch_execute(sql).await.unwrap();
+            drop(raw);
+            connection.await.unwrap().unwrap();
+        }
+    }
+}
+
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const NOTHING: Duration = Duration::from_secs(0);
 

@@ -15,14 +15,19 @@ mod concurrency;
 mod figures;
 mod fixture;
 mod lease_model;
+mod lifecycle;
+mod limits;
 mod messages;
+mod migration;
 mod postgres_servers;
 mod queue;
 mod registry;
+mod schedules;
 mod sqlite_processes;
 mod supervision;
 mod tasks;
 mod throughput;
+mod wakes;
 mod workflows;
 
 /// Runs each test on both adapters.
