@@ -83,7 +83,7 @@ pub enum AgentState {
     Busy,
     /// It finishes what it has and takes nothing new: it said so, or an operator did.
     Draining,
-    /// It said so itself, or its tries keep failing where those of others do not.
+    /// It said so itself in a heartbeat.
     Unhealthy,
     /// No heartbeat for longer than it promised: its leases have gone back to the queue.
     Gone,

@@ -136,7 +136,7 @@ pub struct NewTask {
     /// Tries and waits.
     #[serde(default)]
     pub retry: RetryPolicy,
-    /// Who gets a message on the bus when the task is completed or dead.
+    /// Who gets a message on the bus when the task is completed, dead or cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<AgentId>,
     /// The step of a workflow that it carries out. Callers cannot set it: only the platform

@@ -32,7 +32,7 @@ pub(super) async fn around(State(app): State<Arc<App>>, request: Request, next: 
 
 /// Whether what is at this path answers also while the database is away.
 pub(super) fn needs_no_store(path: &str) -> bool {
-    path.starts_with("/health") || path == "/metrics"
+    path.starts_with("/health") || ["/metrics", "/openapi.json"].contains(&path)
 }
 
 /// Whether the request names this machine. A web page whose name was made to point here

@@ -8,7 +8,8 @@ ALTER TABLE agents
     -- What it said of itself last.
     ADD COLUMN said          text NOT NULL DEFAULT 'available'
         CHECK (said IN ('available', 'draining', 'unhealthy')),
-    -- Its tries kept failing: it is given no tasks until then.
+    -- It is given no tasks until then. Kept for a rule about tries that keep failing; nothing
+    -- sets it yet.
     ADD COLUMN failing_until timestamptz,
     ADD COLUMN reason        text,
     -- Places taken: as it said itself, and leases as they were counted last.

@@ -17,7 +17,8 @@ CREATE TABLE agents (
     -- What it said of itself last.
     said          TEXT NOT NULL DEFAULT 'available'
         CHECK (said IN ('available', 'draining', 'unhealthy')),
-    -- Its tries kept failing: it is given no tasks until then.
+    -- It is given no tasks until then. Kept for a rule about tries that keep failing; nothing
+    -- sets it yet.
     failing_until INTEGER,
     reason        TEXT,
     -- Places taken: as it said itself, and leases as they were counted last.
