@@ -11,6 +11,7 @@
 //! - **Sending again is harmless:** a message whose id is known changes nothing. After an error
 //!   for which [`Error::is_transient`] holds the message may or may not be there: send it again.
 
+pub mod broker;
 mod embedded;
 
 pub use embedded::EmbeddedBus;
