@@ -25,9 +25,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::api::App;
 use crate::problem::Problem;
 
-/// Batches follow each other no sooner than this. So one that comes alone is recorded at once,
-/// and none waits longer.
-const WINDOW: Duration = Duration::from_millis(12);
+/// Batches follow each other no sooner than this, so that one that comes alone is recorded at once.
+const WINDOW: Duration = Duration::from_millis(5);
+/// The same while many come: then what each costs counts for more than a few milliseconds.
+const WINDOW_OF_MANY: Duration = Duration::from_millis(25);
+/// So many in a batch are many.
+const MANY: usize = 16;
 /// So many heartbeats are recorded together at most; a request more may be on top.
 const BATCH: usize = 2000;
 /// So many requests may queue up before further ones have to wait at the door.
@@ -83,7 +86,7 @@ pub(crate) async fn run(app: Arc<App>, mut queue: mpsc::Receiver<Pending>) {
             waiting.push((own.len(), answer));
             beats.extend(own);
         }
-        next_at = Instant::now() + WINDOW;
+        next_at = Instant::now() + if count < MANY { WINDOW } else { WINDOW_OF_MANY };
         let result = write(&app, &beats).await;
         let mut known = result.as_deref().unwrap_or_default().iter().copied();
         for (count, answer) in waiting {
