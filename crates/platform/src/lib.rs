@@ -16,7 +16,7 @@ mod api;
 pub mod checkpoints;
 mod claims;
 mod direct;
-mod heartbeats;
+mod gather;
 mod listener;
 pub mod metrics;
 mod problem;

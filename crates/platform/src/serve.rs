@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::access::AccessSettings;
 use crate::api::{self, Access, App, Schema};
-use crate::heartbeats::{self, Heartbeats};
+use crate::gather::{self, Gather};
 use crate::listener::{self, ConnectionLimits, Tls, TlsError, TlsSettings};
 use crate::metrics::Metrics;
 use crate::streams::Streams;
@@ -218,7 +218,8 @@ pub async fn serve(
         "the database is not ready yet; the request had no effect, try again",
     ));
     let drain = settings.drain;
-    let (heartbeats, beats) = Heartbeats::new();
+    let (heartbeats, beats) = Gather::new();
+    let (registrations, registered) = Gather::new();
     let metrics = Metrics::new(store.meters());
     let access = Access::new(&settings.access, Arc::clone(&store));
     let app = Arc::new(App {
@@ -233,13 +234,15 @@ pub async fn serve(
         streams: Streams::default(),
         readers: Waiting::default(),
         heartbeats,
+        registrations,
         migrated,
         closing: closed.clone(),
     });
     // Aborted when this function ends or is dropped.
     let mut background = JoinSet::new();
     background.spawn(prepare(Arc::clone(&app), schema));
-    background.spawn(heartbeats::run(Arc::clone(&app), beats));
+    background.spawn(gather::run(Arc::clone(&app), beats));
+    background.spawn(gather::run(Arc::clone(&app), registered));
 
     if let Some(tls) = &tls {
         background.spawn(listener::watch(Arc::clone(tls)));

@@ -7,7 +7,7 @@ use resurgam_model::agent::{
 use resurgam_model::{AgentId, Duration, InstanceId};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// The registry of agents.
 #[async_trait]
@@ -20,7 +20,18 @@ pub trait Registry: Send + Sync + 'static {
         &self,
         registration: &Registration,
         terms: &HeartbeatTerms,
-    ) -> Result<Registered>;
+    ) -> Result<Registered> {
+        let registered = self.register_all(&[(registration.clone(), *terms)]).await?;
+        let none = || Error::Corrupt("a registration was not answered".to_owned());
+        registered.first().copied().ok_or_else(none)
+    }
+
+    /// [`Self::register_under`] for many at once, one answer for each, in order: all of them or
+    /// none. Of two about the same agent the later one counts.
+    async fn register_all(
+        &self,
+        registrations: &[(Registration, HeartbeatTerms)],
+    ) -> Result<Vec<Registered>>;
 
     /// [`Self::register_under`] the terms by default.
     async fn register(&self, registration: &Registration) -> Result<Registered> {

@@ -216,6 +216,7 @@ impl Worker {
             settings,
             table: Table::default(),
             registered: watch::Sender::new(false),
+            ending: watch::Sender::new(false),
             unknown: Notify::new(),
         });
         let mut shutdown = std::pin::pin!(shutdown);
@@ -270,6 +271,8 @@ struct Shared {
     outbox: Outbox,
     /// Whether the registry knows this life.
     registered: watch::Sender<bool>,
+    /// Whether it only finishes what it has.
+    ending: watch::Sender<bool>,
     /// Somebody was told that the registry does not know this life.
     unknown: Notify,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use resurgam_model::Duration;
-use resurgam_model::agent::{Heartbeat, HeartbeatTerms};
+use resurgam_model::agent::{Heartbeat, HeartbeatTerms, OwnState};
 use tokio::time::MissedTickBehavior;
 
 use super::queue::within;
@@ -43,13 +43,20 @@ pub(super) async fn register_first(shared: &Shared) -> crate::Result<Welcome> {
 
 /// Gives signs of life, and registers again whenever the registry does not know this life.
 pub(super) async fn keep(shared: Arc<Shared>, welcome: Welcome) {
-    let life = Heartbeat::new(shared.settings.id.clone(), shared.instance);
+    let mut life = Heartbeat::new(shared.settings.id.clone(), shared.instance);
+    let mut ending = shared.ending.subscribe();
     let mut ticks = interval(welcome.heartbeat);
     let mut away = false;
     loop {
         let told = tokio::select! {
             _ = ticks.tick() => false,
             () = shared.unknown.notified() => true,
+            // Said at once, so that nobody counts on it any more. The sender is in `shared`.
+            Ok(()) = ending.changed() => {
+                life.state = Some(OwnState::Draining);
+                life.reason = Some("it ends, and finishes what it has".to_owned());
+                false
+            }
         };
         let known = match told {
             true => Ok(false),

@@ -41,6 +41,7 @@ pub(super) async fn work(
             () = &mut shutdown => break,
         }
     }
+    shared.ending.send_replace(true);
     claimers.shutdown().await;
     while let Ok(leases) = inbox.try_recv() {
         works.take(leases);

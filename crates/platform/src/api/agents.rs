@@ -92,9 +92,9 @@ pub(super) async fn register(
         return Ok(Answer(welcome));
     }
     let heartbeat = app.settings.heartbeat.agreed(registration.heartbeat);
-    let registered = app.store.register_under(&registration, &heartbeat).await?;
-    app.tasks_returned(registered.leases_returned);
-    let leases_returned = registered.leases_returned;
+    let registered = app.registrations.record(&app, vec![(registration, heartbeat)]).await?;
+    let leases_returned = registered.iter().map(|registered| registered.leases_returned).sum();
+    app.tasks_returned(leases_returned);
     Ok(Answer(Welcome { heartbeat, leases_returned, registry: None }))
 }
 

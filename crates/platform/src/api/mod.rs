@@ -65,6 +65,7 @@ use axum::http::{Method, Uri};
 use axum::routing::MethodRouter;
 use resurgam_bus::Bus;
 use resurgam_client::Client;
+use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
 use resurgam_model::{AgentId, Capability, Duration, Role, TaskId};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
@@ -72,7 +73,7 @@ use tokio::sync::watch;
 pub(crate) use self::access::rules::{Needs, TABLE};
 pub(crate) use self::access::{Access, Peer, run as keep_access};
 use self::route::Route;
-use crate::heartbeats::Heartbeats;
+use crate::gather::Gather;
 use crate::problem::Problem;
 use crate::serve::ServeSettings;
 use crate::streams::Streams;
@@ -99,7 +100,9 @@ pub(crate) struct App {
     /// Readers that wait for a message.
     pub(crate) readers: Waiting<AgentId>,
     /// The way of heartbeats into the store.
-    pub(crate) heartbeats: Heartbeats,
+    pub(crate) heartbeats: Gather<Heartbeat>,
+    /// The way of registrations into the store.
+    pub(crate) registrations: Gather<(Registration, HeartbeatTerms)>,
     /// Whether the schema is in place.
     pub(crate) migrated: watch::Receiver<Schema>,
     /// Whether the process is about to end.

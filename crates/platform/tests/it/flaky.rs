@@ -126,8 +126,8 @@ through! {
         fn fire(&self) -> Vec<Fired>;
     }
     Registry {
-        fn register_under(&self, registration: &Registration, terms: &HeartbeatTerms)
-            -> Registered;
+        fn register_all(&self, registrations: &[(Registration, HeartbeatTerms)])
+            -> Vec<Registered>;
         fn heartbeat(&self, beats: &[Heartbeat]) -> Vec<bool>;
         fn expire(&self, watched: Duration, keep: Duration, limit: u32) -> Expired;
         fn order(&self, agent: &AgentId, order: &Order) -> Option<Agent>;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resurgam_client::worker::{Handler, HandlerError, Job, Sha256};
+use resurgam_model::agent::AgentState;
 use resurgam_model::task::TaskState;
 use resurgam_model::{Duration, Payload};
 use resurgam_store::LeasesOf;
@@ -138,6 +139,12 @@ async fn a_worker_that_is_to_end_finishes_what_it_has_begun() {
     let id = server.client.submit(&task("x", "done")).await.unwrap().id;
     gate.running(1).await;
     let stopping = tokio::spawn(worker.stop());
+    // It says so at once, and keeps showing itself meanwhile.
+    until("the worker drains", async || {
+        let found = server.client.agent(&agent("w")).await.unwrap().unwrap();
+        found.state == AgentState::Draining && found.running == 1
+    })
+    .await;
     let later = server.client.submit(&task("x", "later")).await.unwrap().id;
     gate.open();
     stopping.await.unwrap();

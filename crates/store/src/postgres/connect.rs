@@ -124,7 +124,7 @@ fn common(all: &Config, settings: &Settings) -> Config {
 /// How statements are planned. The tables of a queue are now empty and now full, and statistics
 /// follow late: plans made for the one must do for the other. Each statement here has an index
 /// made for it, and is to be planned once and not at each use.
-const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off \
+pub(super) const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off \
      -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off";
 
 /// Connects for the pool.

@@ -19,6 +19,7 @@ mod limits;
 mod lookup;
 mod messages;
 mod migrations;
+mod registering;
 mod registry;
 #[cfg(test)]
 mod scale_tests;

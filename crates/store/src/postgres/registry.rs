@@ -7,13 +7,13 @@ use resurgam_model::agent::{
     Agent, AgentPage, AgentQuery, Heartbeat, HeartbeatTerms, Registration,
 };
 use resurgam_model::task::Claim;
-use resurgam_model::{AgentId, Capability, Duration, InstanceId};
+use resurgam_model::{AgentId, Duration, InstanceId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::take_back::{RETURN_EARLIER_LIVES, RETURN_LIFE, take_back};
+use super::take_back::{RETURN_LIFE, take_back};
 use super::{PostgresStore, get};
-use crate::column::{agent_state, micros, own_state, parsed, to_json};
+use crate::column::{agent_state, micros, own_state, parsed};
 use crate::{Error, Expired, Order, Registered, Registry, Result};
 
 /// The free places of an agent that may be given tasks, -1 for all others: what look-ups by load
@@ -24,6 +24,7 @@ macro_rules! free {
          ELSE -1 END"
     };
 }
+pub(super) use free;
 
 /// A statement that changes agents with the given expression `changed`, which answers their
 /// `id` and `free`, and brings the look-up table into line.
@@ -39,46 +40,6 @@ macro_rules! and_spread {
         )
     };
 }
-
-const REGISTER: &str = concat!(
-    "INSERT INTO agents AS a (id, instance, capabilities, capacity, labels, version, every_us,
-         expire_us, registered_at, seen_at, look_at)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp(), clock_timestamp(),
-         clock_timestamp() + $8::bigint * interval '1 microsecond')
-     ON CONFLICT (id) DO UPDATE SET
-         instance = excluded.instance, gone = false, capabilities = excluded.capabilities,
-         capacity = excluded.capacity, labels = excluded.labels, version = excluded.version,
-         every_us = excluded.every_us, expire_us = excluded.expire_us,
-         seen_at = excluded.seen_at, look_at = excluded.look_at,
-         registered_at = CASE WHEN a.instance = excluded.instance
-             THEN a.registered_at ELSE excluded.registered_at END,
-         said = CASE WHEN a.instance = excluded.instance THEN a.said ELSE 'available' END,
-         load = CASE WHEN a.instance = excluded.instance THEN a.load ELSE 0 END,
-         held = CASE WHEN a.instance = excluded.instance THEN a.held ELSE 0 END,
-         failing_until = CASE WHEN a.instance = excluded.instance THEN a.failing_until END,
-         reason = CASE WHEN a.instance = excluded.instance OR a.drained THEN a.reason END
-     RETURNING ",
-    free!(),
-    " AS free"
-);
-
-/// What is kept of an agent beside its row, brought into line with it.
-const TRAITS: &str = "WITH no_more AS (
-         DELETE FROM agent_capabilities WHERE agent = $1 AND capability <> ALL ($2::text[])
-     ), no_label AS (
-         DELETE FROM agent_labels WHERE agent = $1 AND name <> ALL ($4::text[])
-     ), earlier AS (
-         DELETE FROM agent_failures WHERE agent = $1 AND instance <> $6
-     ), labels AS (
-         INSERT INTO agent_labels AS l (name, value, agent)
-         SELECT name, value, $1 FROM unnest($4::text[], $5::text[]) AS w (name, value)
-         ON CONFLICT (agent, name) DO UPDATE SET value = excluded.value
-         WHERE l.value <> excluded.value
-     )
-     INSERT INTO agent_capabilities AS c (capability, agent, free)
-     SELECT DISTINCT capability, $1, $3::bigint FROM unnest($2::text[]) AS w (capability)
-     ON CONFLICT (agent, capability) DO UPDATE SET free = excluded.free
-     WHERE c.free <> excluded.free";
 
 pub(super) const HEARTBEAT: &str = "WITH alive AS MATERIALIZED (
          SELECT a.id FROM unnest($1::text[], $2::uuid[]) AS b (id, instance)
@@ -137,6 +98,18 @@ pub(super) const LOOK: &str = "WITH due AS MATERIALIZED (
      SELECT id, instance, gone, false AS removed FROM judged
      UNION ALL SELECT id, NULL, true, true FROM removed";
 
+/// Takes back what these lives hold. One look into the index for each agent: in a join, statistics
+/// from when the queue was empty could have all of its tasks read.
+pub(super) const RETURN_GONE: &str = take_back!(
+    "SELECT t.id FROM unnest($1::text[], $2::uuid[]) AS g (agent, instance)
+     CROSS JOIN LATERAL (
+         SELECT id FROM tasks
+         WHERE state = 'running' AND held_by = g.agent AND held_instance = g.instance
+         ORDER BY id::text FOR UPDATE
+     ) AS t",
+    "the holder of the lease is gone"
+);
+
 pub(super) const COUNT_HELD: &str = and_spread!(concat!(
     "WITH counted AS MATERIALIZED (
          SELECT held_by AS id, count(*) AS held FROM tasks WHERE state = 'running' GROUP BY held_by
@@ -171,40 +144,11 @@ const ORDER: &str = and_spread!(concat!(
 
 #[async_trait]
 impl Registry for PostgresStore {
-    async fn register_under(
+    async fn register_all(
         &self,
-        registration: &Registration,
-        terms: &HeartbeatTerms,
-    ) -> Result<Registered> {
-        let mut session = self.session("register an agent").await?;
-        session.batch("BEGIN").await?;
-        let agent = registration.id.as_str();
-        let instance = registration.instance.0;
-        let capabilities = to_json(&registration.capabilities)?;
-        let labels = to_json(&registration.labels)?;
-        let capacity = i64::from(registration.capacity);
-        let (every, expire) = (micros(terms.every), micros(terms.expire_after));
-        let params = [
-            &agent as _,
-            &instance as _,
-            &capabilities as _,
-            &capacity as _,
-            &labels as _,
-            &registration.version as _,
-            &every as _,
-            &expire as _,
-        ];
-        let rows = session.query(REGISTER, &params).await?;
-        let free: i64 = rows.first().map_or(Ok(-1), |row| get(row, "free"))?;
-        let can: Vec<_> = registration.capabilities.iter().map(Capability::as_str).collect();
-        let names: Vec<_> = registration.labels.keys().collect();
-        let values: Vec<_> = registration.labels.values().collect();
-        session.query(TRAITS, &[&agent, &can, &free, &names, &values, &instance]).await?;
-        // A statement of its own, so that it sees the claims that the row's lock waited for.
-        let rows = session.query(RETURN_EARLIER_LIVES, &[&agent, &instance]).await?;
-        session.batch("COMMIT").await?;
-        session.finish();
-        Ok(Registered { leases_returned: self.returned(&rows)? })
+        registrations: &[(Registration, HeartbeatTerms)],
+    ) -> Result<Vec<Registered>> {
+        self.register_agents(registrations).await
     }
 
     async fn heartbeat(&self, beats: &[Heartbeat]) -> Result<Vec<bool>> {
@@ -251,15 +195,7 @@ impl Registry for PostgresStore {
         if !gone.is_empty() {
             let ids: Vec<_> = gone.iter().map(|(id, _)| id.as_str()).collect();
             let instances: Vec<_> = gone.iter().map(|(_, instance)| *instance).collect();
-            let sql = take_back!(
-                "SELECT t.id FROM tasks AS t
-                 JOIN unnest($1::text[], $2::uuid[]) AS g (agent, instance)
-                     ON t.held_by = g.agent AND t.held_instance = g.instance
-                 WHERE t.state = 'running'
-                 ORDER BY t.id FOR UPDATE OF t",
-                "the holder of the lease is gone"
-            );
-            returned = session.query(sql, &[&ids, &instances]).await?;
+            returned = session.query(RETURN_GONE, &[&ids, &instances]).await?;
             let sql = "UPDATE agent_capabilities SET free = -1
                  WHERE agent = ANY ($1::text[]) AND free <> -1";
             session.query(sql, &[&ids]).await?;

@@ -7,8 +7,11 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
+use super::connect::PLANS;
 use super::lookup::{BY_CAPABILITY, BY_LABEL, BY_LOAD, BY_NAME, BY_STATE};
-use super::registry::{HEARTBEAT, HEARTBEAT_WITH_WORDS, LOOK};
+use super::registering::{EARLIER, REGISTER, TRAITS};
+use super::registry::{HEARTBEAT, HEARTBEAT_WITH_WORDS, LOOK, RETURN_GONE};
+use super::take_back::{RETURN_EARLIER_LIVES, RETURN_LIFE};
 use super::{PostgresStore, Settings};
 use crate::{Admin, Registry};
 
@@ -62,8 +65,9 @@ async fn a_hundred_thousand_agents_stay_on_their_indexes() {
     .unwrap();
     store.migrate().await.unwrap();
     server.execute(&database, FILL).await.unwrap();
-    let (client, connection) =
-        tokio_postgres::connect(&server.url(&database), NoTls).await.unwrap();
+    // As the store plans.
+    let mut config: tokio_postgres::Config = server.url(&database).parse().unwrap();
+    let (client, connection) = config.options(PLANS).connect(NoTls).await.unwrap();
     let connection = tokio::spawn(connection);
     let plans = Plans { client };
 
@@ -95,6 +99,23 @@ async fn a_hundred_thousand_agents_stay_on_their_indexes() {
     on_index(&plans.of(HEARTBEAT_WITH_WORDS, &told).await, "agents_pkey");
     let look: [&(dyn ToSql + Sync); 3] = [&(1_i64 << 50), &1_i64, &1000_i64];
     on_index(&plans.of(LOOK, &look).await, "agents_to_look_at");
+
+    let (none, four) = (vec!["[]"; ids.len()], vec![4_i64; ids.len()]);
+    let no_labels = vec!["{}"; ids.len()];
+    let versions = vec![None::<&str>; ids.len()];
+    let register: [&(dyn ToSql + Sync); 8] =
+        [&ids, &lives, &none, &four, &no_labels, &versions, &four, &four];
+    on_index(&plans.of(REGISTER, &register).await, "agents_pkey");
+    let traits: [&(dyn ToSql + Sync); 10] =
+        [&ids, &lives, &none, &no_labels, &ids, &ids, &four, &ids, &ids, &ids];
+    let plan = plans.of(TRAITS, &traits).await;
+    on_index(&plan, "agent_capabilities_pkey");
+    on_index(&plan, "agent_labels_pkey");
+    on_index(&plans.of(EARLIER, &[&ids, &lives]).await, "tasks_held");
+    let one: [&(dyn ToSql + Sync); 2] = [&"w", &Uuid::nil()];
+    on_index(&plans.of(RETURN_LIFE, &one).await, "tasks_held");
+    on_index(&plans.of(RETURN_EARLIER_LIVES, &one).await, "tasks_held");
+    on_index(&plans.of(RETURN_GONE, &[&ids, &lives]).await, "tasks_held");
 
     // Heartbeats touch no index: each is a change within its page.
     plans.client.batch_execute("BEGIN").await.unwrap();

@@ -16,15 +16,16 @@ use crate::{Error, Expired, LeasesOf, Order, Registered, Registry, Result};
 
 #[async_trait]
 impl Registry for SqliteStore {
-    async fn register_under(
+    async fn register_all(
         &self,
-        registration: &Registration,
-        terms: &HeartbeatTerms,
-    ) -> Result<Registered> {
-        let (registration, terms) = (registration.clone(), *terms);
-        let request = move |c: &Connection| register(c, &registration, &terms);
-        let registered = self.writer.run("register an agent", request).await?;
-        if registered.leases_returned > 0 {
+        registrations: &[(Registration, HeartbeatTerms)],
+    ) -> Result<Vec<Registered>> {
+        let registrations = registrations.to_vec();
+        let request = move |c: &Connection| {
+            registrations.iter().map(|(agent, terms)| register(c, agent, terms)).collect()
+        };
+        let registered: Vec<Registered> = self.writer.run("register agents", request).await?;
+        if registered.iter().any(|registered| registered.leases_returned > 0) {
             self.bell.ring_for_all();
         }
         Ok(registered)

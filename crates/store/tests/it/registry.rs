@@ -17,6 +17,7 @@ use crate::fixture::{
 crate::on_both! {
     an_agent_keeps_what_it_said_of_itself
     a_new_life_returns_the_leases_of_the_earlier_ones
+    many_register_at_once
     heartbeats_say_who_must_register_again
     the_silent_are_declared_gone_and_come_back
     leaving_in_order_returns_the_leases
@@ -75,6 +76,45 @@ async fn a_new_life_returns_the_leases_of_the_earlier_ones(store: Fixture) {
     assert_eq!(states, [TaskState::Ready, TaskState::Dead]);
     assert_eq!(store.receive(&agent("boss"), None, 9).await.unwrap().len(), 1);
     assert_eq!(store.agent(&agent("w")).await.unwrap().unwrap().running, 0);
+}
+
+async fn many_register_at_once(store: Fixture) {
+    store.submit(&[task("x"), task("x"), task("x")]).await.unwrap();
+    let (old, other) = (register(&store, "a").await, register(&store, "b").await);
+    assert_eq!(store.claim(&wanted("a", old, 2, HOUR)).await.unwrap().len(), 2);
+    assert_eq!(store.claim(&wanted("b", other, 1, HOUR)).await.unwrap().len(), 1);
+
+    let (new, newest) = (InstanceId::new(), InstanceId::new());
+    let mut changed = registration("c", newest);
+    changed.capabilities = vec![capability("y"), capability("y"), capability("odd.b_c-1")];
+    changed.labels = BTreeMap::from([("zone".to_owned(), "it's \"odd\"".to_owned())]);
+    let all = [
+        registration("c", new),
+        registration("b", other),
+        registration("a", new),
+        changed.clone(),
+        registration("a", newest),
+    ];
+    let all = all.map(|registration| (registration, HeartbeatTerms::default()));
+    let returned = store.register_all(&all).await.unwrap();
+    let returned: Vec<_> = returned.iter().map(|answer| answer.leases_returned).collect();
+    assert_eq!(returned, [0, 0, 2, 0, 0]);
+    // Of two the later one counts.
+    for (name, life, running) in [("a", newest, 0), ("b", other, 1), ("c", newest, 0)] {
+        let found = store.agent(&agent(name)).await.unwrap().unwrap();
+        assert_eq!((found.instance, found.running), (life, running), "{name}");
+    }
+    let found = store.agent(&agent("c")).await.unwrap().unwrap();
+    assert_eq!(found.labels, changed.labels);
+    let can =
+        |what: &str| AgentQuery { capability: Some(capability(what)), ..AgentQuery::default() };
+    assert_eq!(names(&store, can("x")).await, "a b");
+    assert_eq!(names(&store, can("y")).await, "c");
+    assert_eq!(names(&store, can("odd.b_c-1")).await, "c");
+    let odd = AgentQuery { labels: changed.labels, ..AgentQuery::default() };
+    assert_eq!(names(&store, odd).await, "c");
+    assert_eq!(store.claim(&wanted("a", newest, 9, HOUR)).await.unwrap().len(), 2);
+    assert!(store.register_all(&[]).await.unwrap().is_empty());
 }
 
 async fn heartbeats_say_who_must_register_again(store: Fixture) {
