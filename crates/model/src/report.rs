@@ -11,6 +11,8 @@ use crate::{Duration, Scenario, Severity};
 pub enum StepStatus {
     /// Begun; recorded before anything is done.
     Started,
+    /// Begun, and waits for a person's decision.
+    Waiting,
     /// Done and verified.
     Done,
     /// Not needed: what it would bring about was so already.
@@ -19,6 +21,21 @@ pub enum StepStatus {
     Failed,
     /// Not done, because it would have been unsafe.
     Refused,
+}
+
+impl StepStatus {
+    /// The word in JSON and for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// One step of a recovery.

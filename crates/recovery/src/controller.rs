@@ -16,17 +16,22 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::health::{self, Board, Readiness};
+use crate::journal::orders::Order;
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
 use crate::postgres::{self, Authority, Beat, Database, Verdict, diagnose};
 use crate::processes::{self, Processes, subject};
-use crate::runbook::{Step, execute, faults::Fault};
+use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::{self, Pool, Status};
+use crate::upkeep;
 
 /// How often to look when nothing rings.
 const LOOK: Duration = Duration::from_millis(100);
-/// After a recovery that did not succeed, the next one for the same cause waits so long.
+/// After a recovery that did not succeed, the next one for the same cause waits so long; after
+/// further ones longer, up to [`LONGEST_PAUSE`].
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// So long at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// What a controller is made of.
 pub struct Parts {
@@ -54,13 +59,17 @@ pub struct Parts {
 
 /// The controller.
 pub struct Controller {
-    parts: Parts,
+    pub(crate) parts: Parts,
     beat: watch::Sender<Beat>,
-    board: watch::Sender<Board>,
+    pub(crate) board: watch::Sender<Board>,
     /// Recoveries that run in this life.
     running: Mutex<BTreeSet<IncidentId>>,
     /// What was seen last of the pool of workers.
     pool: watch::Sender<Option<Pool>>,
+    /// The size of the pool of workers that a person has ordered.
+    ordered_size: watch::Sender<Option<u16>>,
+    /// Components that are being started again on purpose.
+    pub(crate) planned: Mutex<BTreeSet<ComponentName>>,
     /// The deployment has been seen to be up as a whole.
     settled: watch::Sender<bool>,
 }
@@ -73,7 +82,17 @@ impl Controller {
         let (board, _) = watch::channel(Board::new());
         let (settled, _) = watch::channel(false);
         let (pool, _) = watch::channel(None);
-        Self { parts, beat, board, running: Mutex::default(), pool, settled }
+        let (ordered_size, _) = watch::channel(None);
+        Self {
+            parts,
+            beat,
+            board,
+            running: Mutex::default(),
+            pool,
+            ordered_size,
+            planned: Mutex::default(),
+            settled,
+        }
     }
 
     /// The journal.
@@ -147,6 +166,7 @@ impl Controller {
             Arc::clone(&self.parts.deployment),
             self.parts.api.clone(),
             self.parts.plan.workers.clone(),
+            self.ordered_size.subscribe(),
             self.pool.clone(),
         ));
         parts.spawn(Arc::clone(&self).watch());
@@ -183,15 +203,9 @@ impl Controller {
             let settled = self.settle(&components, &mut watched);
             self.route().await?;
             for new in self.find(&components, settled, &mut watched)? {
-                if self.paused(&new)? {
-                    continue;
-                }
-                let incident = self.parts.journal.open_incident(&new, Timestamp::now())?;
-                let id = incident.id;
-                if !self.is_running(id) {
-                    tracing::warn!(incident = %id, scenario = %new.scenario, cause = new.cause, "incident");
-                }
+                self.raise(&new)?;
             }
+            self.take_orders(&components, &mut recoveries).await?;
             for incident in self.parts.journal.open_incidents()? {
                 self.recover(incident, &mut recoveries);
             }
@@ -225,9 +239,11 @@ impl Controller {
         recoveries.spawn(async move {
             let steps = controller.runbook(incident.scenario);
             let journal = &controller.parts.journal;
-            let fault = controller.parts.fault.as_ref();
+            let mut approval = controller.parts.plan.approval(incident.scenario);
+            approval.ask = incident.ask.unwrap_or(approval.ask);
+            let terms = Terms { approval, fault: controller.parts.fault.clone() };
             let ended = match steps {
-                Some(steps) => execute(journal, &incident, &steps, fault).await,
+                Some(steps) => execute(journal, &incident, &steps, &terms).await,
                 None => {
                     // An incident of another plan: this deployment has no such component.
                     journal.close_incident(
@@ -243,7 +259,10 @@ impl Controller {
             drop(running);
             let ended = ended?;
             match ended.state {
-                IncidentState::Recovered | IncidentState::FalseAlarm | IncidentState::Open => {
+                IncidentState::Recovered
+                | IncidentState::FalseAlarm
+                | IncidentState::Resolved
+                | IncidentState::Open => {
                     tracing::info!(incident = %incident.id, state = ?ended.state, detail = ended.detail, "incident closed");
                 }
                 IncidentState::Failed | IncidentState::Refused => {
@@ -261,18 +280,91 @@ impl Controller {
         }
     }
 
-    /// An incident for the same cause has just failed: another try at once would fail as well.
-    fn paused(&self, new: &NewIncident) -> Result<bool> {
-        let recent = self.parts.journal.incidents(20)?;
-        let last = recent
-            .iter()
-            .find(|old| old.scenario == new.scenario && old.component == new.component);
-        Ok(last.is_some_and(|last| {
-            let unsuccessful = matches!(last.state, IncidentState::Failed | IncidentState::Refused);
-            let closed = last.closed_at.unwrap_or_default().as_millisecond();
-            let age = Timestamp::now().as_millisecond().saturating_sub(closed);
-            unsuccessful && age < i64::try_from(PAUSE_AFTER_FAILURE.as_millis()).unwrap_or(i64::MAX)
-        }))
+    /// Opens an incident for what was found, or begins the recovery of the last one for the same
+    /// cause anew, if that did not succeed and its time has come.
+    fn raise(&self, new: &NewIncident) -> Result<()> {
+        let journal = &self.parts.journal;
+        let last = journal.last_incident(new.scenario, &new.component)?;
+        let unsuccessful = last
+            .filter(|last| matches!(last.state, IncidentState::Failed | IncidentState::Refused));
+        if let Some(last) = unsuccessful {
+            let closed = last.closed_at.unwrap_or_default();
+            let age = Timestamp::now().duration_since(closed);
+            let pause = PAUSE_AFTER_FAILURE.saturating_mul(1 << last.round.min(10));
+            if Duration::try_from(age).is_ok_and(|age| age < pause.min(LONGEST_PAUSE)) {
+                return Ok(());
+            }
+            journal.reopen_incident(last.id, Timestamp::now())?;
+            tracing::warn!(incident = %last.id, scenario = %new.scenario, cause = new.cause, "the recovery is begun anew");
+            return Ok(());
+        }
+        let incident = journal.open_incident(new, Timestamp::now())?;
+        if !self.is_running(incident.id) {
+            tracing::warn!(incident = %incident.id, scenario = %new.scenario, cause = new.cause, "incident");
+        }
+        Ok(())
+    }
+
+    /// Does what people have ordered. What is about steps that wait, these take themselves.
+    async fn take_orders(
+        self: &Arc<Self>,
+        components: &[Component],
+        running: &mut JoinSet<Result<()>>,
+    ) -> Result<()> {
+        let journal = &self.parts.journal;
+        for (number, ordered) in journal.open_orders()? {
+            let by = &ordered.by;
+            tracing::info!(by, order = ?ordered.order, "an order");
+            match ordered.order {
+                Order::Approve { .. } | Order::Reject { .. } => {}
+                Order::Recover { scenario, component, ask } => {
+                    let component = match component.or_else(|| self.usual(scenario, components)) {
+                        Some(component) => component,
+                        None => self.parts.name.clone(),
+                    };
+                    let new = NewIncident {
+                        scenario,
+                        component,
+                        cause: format!("ordered by {by}"),
+                        first_sign: Timestamp::now(),
+                    };
+                    let incident = journal.open_incident(&new, Timestamp::now())?;
+                    if let Some(ask) = ask {
+                        journal.set_ask(incident.id, ask, Timestamp::now())?;
+                    }
+                }
+                Order::Resume { incident } => {
+                    journal.reopen_incident(incident, Timestamp::now())?;
+                }
+                Order::Restart { components: named } => {
+                    let controller = Arc::clone(self);
+                    let names = upkeep::in_turn(components, &named);
+                    running.spawn(async move {
+                        controller.restart(names).await;
+                        Ok(())
+                    });
+                }
+                Order::Scale { pool, size } => {
+                    if pool.as_str() == scaling::POOL {
+                        self.ordered_size.send_replace(Some(size));
+                    }
+                    if let Err(error) = self.parts.deployment.scale(&pool, size).await {
+                        tracing::error!(%pool, %error, "the order to scale was not carried out");
+                    }
+                }
+            }
+            journal.orders_done(number)?;
+        }
+        Ok(())
+    }
+
+    /// What a recovery of this scenario is about when nobody says more.
+    fn usual(&self, scenario: Scenario, components: &[Component]) -> Option<ComponentName> {
+        if scenario == Scenario::PostgresPrimary {
+            return self.authority()?.view().state.primary;
+        }
+        let subjects = components.iter().filter_map(|c| subject(c.kind, &c.name));
+        subjects.into_iter().find(|(of, _)| *of == scenario).map(|(_, name)| name)
     }
 
     /// Whether the deployment is up, or was. Until then, not running is coming up.
@@ -334,6 +426,9 @@ impl Controller {
                 };
                 let health = board.get(&component.name);
                 let ended = watched.ended(component);
+                if self.is_planned(&component.name) {
+                    continue;
+                }
                 let silent = health.is_some_and(|h| h.is_suspect(&self.parts.plan.detection));
                 let cause = if ended {
                     let how = component.last_exit.as_deref().unwrap_or("ended");

@@ -8,16 +8,20 @@
 //! The [`controller`] ties these together for a deployment. [`drill`] breaks a deployment from
 //! outside, as a person or fate would, and measures with its own eyes what callers see.
 
+pub mod account;
 pub mod controller;
 pub mod drill;
 mod error;
 pub mod health;
 pub mod journal;
+pub mod paper;
+pub mod planning;
 pub mod postgres;
 pub mod processes;
 pub mod runbook;
 pub mod scaling;
 pub mod server;
 pub mod status;
+mod upkeep;
 
 pub use error::{Error, Result};

@@ -37,6 +37,7 @@ pub async fn run(
     deployment: Arc<dyn Deployment>,
     api: Client,
     workers: Workers,
+    ordered: watch::Receiver<Option<u16>>,
     seen: watch::Sender<Option<Pool>>,
 ) -> Result<()> {
     let (min, max) = workers.bounds();
@@ -62,6 +63,9 @@ pub async fn run(
             }
         };
         let wish = sizing.decide(began.elapsed(), report.required, size);
+        // A person may want more than the plan allows, and gets no fewer than ordered.
+        let ordered = *ordered.borrow();
+        let wish = ordered.map_or(wish, |least| wish.max(least));
         if wish != size {
             let (required, reason) = (report.required, &report.reason);
             tracing::info!(

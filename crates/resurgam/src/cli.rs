@@ -45,7 +45,17 @@ pub(crate) enum Command {
     Drill(DrillArgs),
     Up(UpArgs),
     Status(StatusArgs),
-    Incidents(IncidentsArgs),
+    #[command(alias = "incidents")]
+    Incident(commands::incident::IncidentArgs),
+    Approve(commands::incident::DecideArgs),
+    /// Let a step that waits for a person not be taken: the recovery is refused then.
+    Reject(commands::incident::DecideArgs),
+    Recover(commands::recover::RecoverArgs),
+    Restart(commands::recover::RestartArgs),
+    Scale(commands::recover::ScaleArgs),
+    Logs(commands::recover::LogsArgs),
+    Runbook(commands::runbook::RunbookArgs),
+    Journal(commands::journal::JournalCommandArgs),
     Agents(commands::agents::AgentsArgs),
     Plan(PlanArgs),
     Task(commands::task::TaskArgs),
@@ -134,21 +144,6 @@ pub(crate) struct UpArgs {
 /// Exit code 0 when everything is well, 3 when it is not, 1 when nothing runs.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// The plan of the deployment.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) plan: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Show past and open incidents; with an id, its steps and evidence.
-///
-/// Reads the journal, so that it works also while nothing runs.
-#[derive(Debug, Args)]
-pub(crate) struct IncidentsArgs {
-    /// One incident.
-    pub(crate) id: Option<resurgam_model::IncidentId>,
     /// The plan of the deployment.
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,

@@ -303,9 +303,16 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
         ("store.max_pool_size", plan.store.max_pool_size, 10_000),
         ("detection.failures", plan.detection.failures, 1000),
         ("detection.successes", plan.detection.successes, 1000),
+        ("approval.required", plan.approval.required, 100),
     ] {
         if count == 0 || count > max {
             return Err(value_error(key, format!("is {count}; it must be from 1 to {max}")));
+        }
+    }
+    for (scenario, approval) in &plan.approvals {
+        if !(1..=100).contains(&approval.required) {
+            let problem = format!("is {}; it must be from 1 to 100", approval.required);
+            return Err(value_error(&format!("approvals.{scenario}.required"), problem));
         }
     }
     if plan.postgres.standbys > 8 {

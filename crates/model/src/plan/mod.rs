@@ -32,11 +32,21 @@ pub struct Plan {
     pub detection: Detection,
     /// RTO and RPO per scenario, where they differ from the defaults.
     pub objectives: BTreeMap<Scenario, Objectives>,
+    /// When recoveries ask people.
+    pub approval: Approval,
+    /// The same for single scenarios.
+    pub approvals: BTreeMap<Scenario, Approval>,
     /// Who is called.
     pub contacts: Contacts,
 }
 
 impl Plan {
+    /// When the recovery of a scenario asks people.
+    #[must_use]
+    pub fn approval(&self, scenario: Scenario) -> Approval {
+        self.approvals.get(&scenario).copied().unwrap_or(self.approval)
+    }
+
     /// What the scenario promises under this plan.
     #[must_use]
     pub fn objectives(&self, scenario: Scenario) -> Objectives {
@@ -267,6 +277,53 @@ impl Default for Detection {
             timeout: Duration::from_secs(1),
             failures: 3,
             successes: 2,
+        }
+    }
+}
+
+/// When a recovery asks people before it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Approval {
+    /// Before which steps. A step that could lose more than the objective allows asks always.
+    pub ask: Ask,
+    /// How many different people must say yes.
+    pub required: u32,
+}
+
+impl Default for Approval {
+    fn default() -> Self {
+        Self { ask: Ask::Never, required: 1 }
+    }
+}
+
+/// Before which steps of a recovery people are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// Before none: recoveries run by themselves.
+    #[default]
+    Never,
+    /// Before those that take something away that may still be needed.
+    Dangerous,
+    /// Before all that do more than look.
+    Always,
+}
+
+/// A text is none of the words of [`Ask`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not known; there are never, dangerous and always")]
+pub struct UnknownAsk(String);
+
+impl std::str::FromStr for Ask {
+    type Err = UnknownAsk;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "never" => Ok(Self::Never),
+            "dangerous" => Ok(Self::Dangerous),
+            "always" => Ok(Self::Always),
+            other => Err(UnknownAsk(other.chars().take(60).collect())),
         }
     }
 }

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use resurgam_model::ComponentName;
 use resurgam_model::database::Epoch;
+use resurgam_model::{ComponentName, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::Journal;
+use super::chain::{Kind, append};
+use super::{Journal, set_meta};
 use crate::{Error, Result};
+
+/// The key under which the state is kept.
+pub(super) const KEY: &str = "cluster";
 
 /// Who may be primary, and how safe a change would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +47,7 @@ impl Journal {
     /// # Errors
     /// When the journal fails.
     pub fn cluster(&self) -> Result<ClusterState> {
-        match self.meta("cluster")? {
+        match self.meta(KEY)? {
             None => Ok(ClusterState::default()),
             Some(json) => {
                 serde_json::from_str(&json).map_err(|error| Error::Corrupt(error.to_string()))
@@ -58,6 +62,10 @@ impl Journal {
     pub fn set_cluster(&self, state: &ClusterState) -> Result<()> {
         let json =
             serde_json::to_string(state).map_err(|error| Error::Corrupt(error.to_string()))?;
-        self.set_meta("cluster", &json)
+        self.write(|transaction| {
+            set_meta(transaction, KEY, &json)?;
+            append(transaction, Timestamp::now(), Kind::Cluster, KEY, state)?;
+            Ok(())
+        })
     }
 }

@@ -1,10 +1,12 @@
 //! Incidents: one per cause.
 
+use resurgam_model::plan::Ask;
 use resurgam_model::{ComponentName, IncidentId, Scenario, Severity, Timestamp};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Journal, millis, timestamp, to_word, word};
+use super::chain::{Kind, append};
+use super::{Journal, json, millis, timestamp, to_word, word};
 use crate::Result;
 
 /// Where an incident stands.
@@ -21,6 +23,23 @@ pub enum IncidentState {
     Refused,
     /// What looked like a failure was none.
     FalseAlarm,
+    /// A person has said that it is over.
+    Resolved,
+}
+
+impl IncidentState {
+    /// The word in the journal, in JSON and for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Recovered => "recovered",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::FalseAlarm => "false-alarm",
+            Self::Resolved => "resolved",
+        }
+    }
 }
 
 /// An incident about to be opened.
@@ -59,9 +78,15 @@ pub struct Incident {
     pub restored_at: Option<Timestamp>,
     /// When it was closed.
     pub closed_at: Option<Timestamp>,
+    /// How often its recovery was begun anew; 0 while the first one runs.
+    #[serde(default)]
+    pub round: u32,
+    /// When people are asked about its steps, if otherwise than the plan says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
 }
 
-const COLUMNS: &str = "id, scenario, severity, component, cause, state, first_sign, opened_at, restored_at, closed_at";
+const COLUMNS: &str = "id, scenario, severity, component, cause, state, first_sign, opened_at, restored_at, closed_at, round, ask";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Incident> {
     Ok(Incident {
@@ -75,7 +100,43 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Incident> {
         opened_at: timestamp(row.get(7)?),
         restored_at: row.get::<_, Option<i64>>(8)?.map(timestamp),
         closed_at: row.get::<_, Option<i64>>(9)?.map(timestamp),
+        round: row.get(10)?,
+        ask: row.get::<_, Option<String>>(11)?.map(word).transpose()?,
     })
+}
+
+/// What a person said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// Who.
+    pub by: String,
+    /// What.
+    pub text: String,
+}
+
+/// Enters how the incident is now.
+fn enter(transaction: &Transaction<'_>, id: IncidentId, now: Timestamp) -> rusqlite::Result<()> {
+    let sql = format!("SELECT {COLUMNS} FROM incidents WHERE id = ?1");
+    let incident = transaction.query_row(&sql, [id.to_string()], read)?;
+    append(transaction, now, Kind::Incident, &id.to_string(), &incident)?;
+    Ok(())
+}
+
+/// All incidents and their evidence, as entries have them.
+pub(super) fn rows(c: &Connection) -> rusqlite::Result<Vec<(Kind, String, String)>> {
+    let mut all = Vec::new();
+    let mut statement = c.prepare(&format!("SELECT {COLUMNS} FROM incidents ORDER BY rowid"))?;
+    for incident in statement.query_map([], read)? {
+        let incident = incident?;
+        all.push((Kind::Incident, incident.id.to_string(), json(&incident)?));
+    }
+    let mut statement = c.prepare("SELECT incident, text FROM evidence ORDER BY rowid")?;
+    let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?));
+    for evidence in statement.query_map([], read)? {
+        let (incident, text) = evidence?;
+        all.push((Kind::Evidence, incident, json(&text)?));
+    }
+    Ok(all)
 }
 
 impl Journal {
@@ -85,8 +146,8 @@ impl Journal {
     /// When the journal fails.
     pub fn open_incident(&self, new: &NewIncident, now: Timestamp) -> Result<Incident> {
         let id = IncidentId::new();
-        self.with("be written", |c| {
-            c.execute(
+        self.write(|transaction| {
+            let opened = transaction.execute(
                 "INSERT INTO incidents (id, scenario, severity, component, cause, state, first_sign, opened_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, 'open', ?6, ?7) ON CONFLICT DO NOTHING",
                 params![
@@ -99,7 +160,10 @@ impl Journal {
                     millis(now),
                 ],
             )?;
-            c.query_row(
+            if opened > 0 {
+                enter(transaction, id, now)?;
+            }
+            transaction.query_row(
                 &format!("SELECT {COLUMNS} FROM incidents WHERE scenario = ?1 AND component = ?2 AND state = 'open'"),
                 params![to_word(&new.scenario), new.component.as_str()],
                 read,
@@ -144,17 +208,31 @@ impl Journal {
         })
     }
 
+    /// Lets people be asked about its steps otherwise than the plan says.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn set_ask(&self, id: IncidentId, ask: Ask, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "UPDATE incidents SET ask = ?2 WHERE id = ?1 AND ask IS NOT ?2",
+                params![id.to_string(), to_word(&ask)],
+            )?;
+            if changed > 0 { enter(transaction, id, now) } else { Ok(()) }
+        })
+    }
+
     /// Notes that the service works again. The first time counts.
     ///
     /// # Errors
     /// When the journal fails.
     pub fn restored(&self, id: IncidentId, now: Timestamp) -> Result<()> {
-        self.with("be written", |c| {
-            c.execute(
+        self.write(|transaction| {
+            let noted = transaction.execute(
                 "UPDATE incidents SET restored_at = ?2 WHERE id = ?1 AND restored_at IS NULL",
                 params![id.to_string(), millis(now)],
             )?;
-            Ok(())
+            if noted > 0 { enter(transaction, id, now) } else { Ok(()) }
         })
     }
 
@@ -168,11 +246,87 @@ impl Journal {
         state: IncidentState,
         now: Timestamp,
     ) -> Result<()> {
-        self.with("be written", |c| {
-            c.execute(
+        self.write(|transaction| {
+            let closed = transaction.execute(
                 "UPDATE incidents SET state = ?2, closed_at = ?3 WHERE id = ?1 AND state = 'open'",
                 params![id.to_string(), to_word(&state), millis(now)],
             )?;
+            if closed > 0 { enter(transaction, id, now) } else { Ok(()) }
+        })
+    }
+
+    /// Begins the recovery of an incident anew, one that failed or was refused: all its steps, for
+    /// what they found may no longer hold. Does nothing to others, and tells whether it did.
+    ///
+    /// # Errors
+    /// When the journal fails, or the same cause has another open incident.
+    pub fn reopen_incident(&self, id: IncidentId, now: Timestamp) -> Result<bool> {
+        self.write(|transaction| {
+            let reopened = transaction.execute(
+                "UPDATE incidents SET state = 'open', closed_at = NULL, round = round + 1
+                 WHERE id = ?1 AND state IN ('failed', 'refused')",
+                [id.to_string()],
+            )?;
+            if reopened > 0 {
+                enter(transaction, id, now)?;
+            }
+            Ok(reopened > 0)
+        })
+    }
+
+    /// Notes a person's word that the incident is over, whatever its recovery has come to. Tells
+    /// whether there was anything to resolve. A recovery that runs ends before its next step.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn resolve_incident(
+        &self,
+        id: IncidentId,
+        by: &str,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<bool> {
+        self.write(|transaction| {
+            let resolved = transaction.execute(
+                "UPDATE incidents SET state = 'resolved', closed_at = ?2
+                 WHERE id = ?1 AND state IN ('open', 'failed', 'refused')",
+                params![id.to_string(), millis(now)],
+            )?;
+            if resolved > 0 {
+                let note = Note { by: by.to_owned(), text: format!("resolved: {why}") };
+                append(transaction, now, Kind::Note, &id.to_string(), &note)?;
+                enter(transaction, id, now)?;
+            }
+            Ok(resolved > 0)
+        })
+    }
+
+    /// The last incident of a cause, open or not.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn last_incident(
+        &self,
+        scenario: Scenario,
+        component: &ComponentName,
+    ) -> Result<Option<Incident>> {
+        self.with("be read", |c| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM incidents WHERE scenario = ?1 AND component = ?2
+                 ORDER BY opened_at DESC, rowid DESC LIMIT 1"
+            );
+            c.query_row(&sql, params![to_word(&scenario), component.as_str()], read).optional()
+        })
+    }
+
+    /// Keeps what a person says about an incident.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn note(&self, id: IncidentId, by: &str, text: &str, now: Timestamp) -> Result<()> {
+        let note = Note { by: by.to_owned(), text: text.to_owned() };
+        self.write(|transaction| {
+            append(transaction, now, Kind::Note, &id.to_string(), &note)?;
             Ok(())
         })
     }
@@ -182,11 +336,12 @@ impl Journal {
     /// # Errors
     /// When the journal fails.
     pub fn add_evidence(&self, id: IncidentId, text: &str, now: Timestamp) -> Result<()> {
-        self.with("be written", |c| {
-            c.execute(
+        self.write(|transaction| {
+            transaction.execute(
                 "INSERT INTO evidence (incident, at, text) VALUES (?1, ?2, ?3)",
                 params![id.to_string(), millis(now), text],
             )?;
+            append(transaction, now, Kind::Evidence, &id.to_string(), &text)?;
             Ok(())
         })
     }

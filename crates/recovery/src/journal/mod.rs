@@ -5,21 +5,30 @@
 //!
 //! The journal also keeps the [`cluster::ClusterState`], on which fencing rests: a reign is
 //! recorded before the instance that shall have it can learn of it.
+//!
+//! Each change is also an entry of a [`chain`], in the same transaction.
 
+pub mod chain;
 pub mod cluster;
 mod incidents;
+pub mod orders;
 mod steps;
 
-pub use incidents::{Incident, IncidentState, NewIncident};
+pub use incidents::{Incident, IncidentState, NewIncident, Note};
 pub use steps::StepRecord;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use resurgam_model::Timestamp;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use chain::{Kind, append};
 
 use crate::{Error, Result};
+
+/// The layout of the tables. 0 had no chain, and fewer states of an incident.
+const LAYOUT: i64 = 1;
 
 /// A handle to the journal. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,12 +43,12 @@ impl Journal {
     /// When the file cannot be used or is no journal.
     pub fn open(path: &Path) -> Result<Self> {
         let open = || {
-            let connection = Connection::open(path)?;
+            let mut connection = Connection::open(path)?;
             connection.busy_timeout(std::time::Duration::from_secs(5))?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
+            prepare(&mut connection)?;
             connection.pragma_update(None, "foreign_keys", "ON")?;
-            connection.execute_batch(include_str!("schema.sql"))?;
             Ok(connection)
         };
         let connection =
@@ -58,20 +67,21 @@ impl Journal {
         work(&mut connection).map_err(error(action))
     }
 
-    fn meta(&self, key: &str) -> Result<Option<String>> {
-        self.with("be read", |c| {
-            c.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+    /// Changes something, in one transaction that is on disk when this returns. The change goes
+    /// with an entry of the chain.
+    fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T> {
+        self.with("be written", |c| {
+            // It will write: to ask for the lock at once is to wait for it, not to fail half-way.
+            let transaction = c.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
         })
     }
 
-    fn set_meta(&self, key: &str, value: &str) -> Result<()> {
-        self.with("be written", |c| {
-            c.execute(
-                "INSERT INTO meta (key, value) VALUES (?1, ?2)
-                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                [key, value],
-            )?;
-            Ok(())
+    fn meta(&self, key: &str) -> Result<Option<String>> {
+        self.with("be read", |c| {
+            c.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
         })
     }
 
@@ -81,8 +91,8 @@ impl Journal {
     /// # Errors
     /// When the journal fails.
     pub fn begin_run(&self) -> Result<bool> {
-        let clean = self.meta("running")?.is_none_or(|value| value == "no");
-        self.set_meta("running", "yes")?;
+        let clean = self.meta(RUNNING)?.is_none_or(|value| value == "no");
+        self.set_running("yes")?;
         Ok(clean)
     }
 
@@ -91,12 +101,105 @@ impl Journal {
     /// # Errors
     /// When the journal fails.
     pub fn end_run(&self) -> Result<()> {
-        self.set_meta("running", "no")
+        self.set_running("no")
     }
+
+    fn set_running(&self, value: &str) -> Result<()> {
+        self.write(|transaction| {
+            set_meta(transaction, RUNNING, value)?;
+            append(transaction, Timestamp::now(), Kind::Run, RUNNING, &value)?;
+            Ok(())
+        })
+    }
+}
+
+/// The key under which a run is noted.
+const RUNNING: &str = "running";
+
+fn set_meta(transaction: &Transaction<'_>, key: &str, value: &str) -> rusqlite::Result<()> {
+    transaction.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2)
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        [key, value],
+    )?;
+    Ok(())
+}
+
+/// Makes the tables, or brings those of an earlier version up to date.
+fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
+    let version = |c: &Connection| c.pragma_query_value(None, "user_version", |row| row.get(0));
+    let found: i64 = version(connection)?;
+    if found == LAYOUT {
+        return Ok(());
+    }
+    // Tables are replaced by others of the same name, which references do not survive.
+    connection.pragma_update(None, "foreign_keys", "OFF")?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = version(&transaction)?;
+    if found > LAYOUT {
+        return Err(rusqlite::Error::ToSqlConversionFailure(
+            format!("it was written by a later version of this program (layout {found}, known is {LAYOUT})").into(),
+        ));
+    }
+    if found < LAYOUT {
+        let is_old = transaction.table_exists(None, "incidents")?;
+        if is_old {
+            transaction.execute_batch(include_str!("relax.sql"))?;
+        }
+        transaction.execute_batch(include_str!("schema.sql"))?;
+        if is_old {
+            adopt(&transaction)?;
+        }
+        transaction.pragma_update(None, "user_version", LAYOUT)?;
+    }
+    transaction.commit()
+}
+
+/// Begins the chain with what was there before it.
+fn adopt(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    let now = Timestamp::now();
+    append(transaction, now, Kind::Adopted, "journal", &"kept without a chain until now")?;
+    for (kind, about, content) in rows(transaction)? {
+        let content = serde_json::value::RawValue::from_string(content)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        append(transaction, now, kind, &about, &content)?;
+    }
+    Ok(())
+}
+
+/// Every row that entries speak of: its kind, what it is about, and how it is, as the content of
+/// an entry.
+fn rows(c: &Connection) -> rusqlite::Result<Vec<(Kind, String, String)>> {
+    let mut all = incidents::rows(c)?;
+    all.extend(steps::rows(c)?);
+    for (key, kind) in [(cluster::KEY, Kind::Cluster), (RUNNING, Kind::Run)] {
+        let sql = "SELECT value FROM meta WHERE key = ?1";
+        let value: Option<String> = c.query_row(sql, [key], |row| row.get(0)).optional()?;
+        if let Some(value) = value {
+            // The state of the cluster is JSON as it is.
+            let content = if kind == Kind::Cluster { value } else { json(&value)? };
+            all.push((kind, key.to_owned(), content));
+        }
+    }
+    Ok(all)
+}
+
+fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
 fn error(action: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
     move |source| Error::Journal { action, source }
+}
+
+/// A number of the database that is never negative, and back.
+fn counted(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+fn to_counted(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Milliseconds since 1970, as the journal keeps times.

@@ -9,11 +9,15 @@ CREATE TABLE IF NOT EXISTS incidents (
     severity    TEXT NOT NULL,
     component   TEXT NOT NULL,
     cause       TEXT NOT NULL,
-    state       TEXT NOT NULL CHECK (state IN ('open', 'recovered', 'failed', 'refused', 'false-alarm')),
+    state       TEXT NOT NULL,
     first_sign  INTEGER NOT NULL,
     opened_at   INTEGER NOT NULL,
     restored_at INTEGER,
-    closed_at   INTEGER
+    closed_at   INTEGER,
+    -- How often its recovery was begun anew.
+    round       INTEGER NOT NULL DEFAULT 0,
+    -- When people are asked, if otherwise than the plan says.
+    ask         TEXT
 ) STRICT;
 -- One incident per cause.
 CREATE UNIQUE INDEX IF NOT EXISTS open_incident ON incidents (scenario, component) WHERE state = 'open';
@@ -26,13 +30,25 @@ CREATE TABLE IF NOT EXISTS evidence (
 
 CREATE TABLE IF NOT EXISTS steps (
     incident   TEXT NOT NULL REFERENCES incidents (id),
+    round      INTEGER NOT NULL DEFAULT 0,
     number     INTEGER NOT NULL,
     name       TEXT NOT NULL,
-    status     TEXT NOT NULL CHECK (status IN ('started', 'done', 'skipped', 'failed', 'refused')),
+    status     TEXT NOT NULL,
     attempts   INTEGER NOT NULL,
     started_at INTEGER NOT NULL,
     ended_at   INTEGER,
     detail     TEXT NOT NULL,
     output     TEXT NOT NULL,
-    PRIMARY KEY (incident, number)
+    PRIMARY KEY (incident, round, number)
 ) STRICT;
+
+-- Each change, with a hash over it and all before it.
+CREATE TABLE IF NOT EXISTS entries (
+    number  INTEGER PRIMARY KEY,
+    at      INTEGER NOT NULL,
+    kind    TEXT NOT NULL,
+    about   TEXT NOT NULL,
+    content TEXT NOT NULL,
+    hash    BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS entries_about ON entries (about, number);

@@ -2,15 +2,19 @@
 
 use resurgam_model::report::{StepReport, StepStatus};
 use resurgam_model::{IncidentId, Timestamp};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::{Journal, millis, timestamp, to_word, word};
+use super::chain::{Kind, append};
+use super::{Journal, json, millis, timestamp, to_word, word};
 use crate::{Error, Result};
 
 /// A step as recorded.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepRecord {
+    /// Which recovery of the incident it belongs to; see [`super::Incident::round`].
+    pub round: u32,
     /// Its place in the runbook.
     pub number: u32,
     /// Its name.
@@ -49,14 +53,16 @@ impl StepRecord {
 /// Whether a step may go from one state to the next. This is the whole life of a step; what is
 /// not listed is a mistake, and refused.
 fn allowed(from: Option<StepStatus>, to: StepStatus) -> bool {
-    use StepStatus::{Done, Failed, Refused, Skipped, Started};
+    use StepStatus::{Done, Failed, Refused, Skipped, Started, Waiting};
     matches!(
         (from, to),
-        (None | Some(Started), Started) | (Some(Started), Done | Skipped | Failed | Refused)
+        (None | Some(Started | Waiting), Started)
+            | (Some(Started), Waiting | Done | Skipped | Failed | Refused)
+            | (Some(Waiting), Waiting | Refused)
     )
 }
 
-const COLUMNS: &str = "number, name, status, attempts, started_at, ended_at, detail, output";
+const COLUMNS: &str = "number, name, status, attempts, started_at, ended_at, detail, output, round";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<StepRecord> {
     let output: String = row.get(7)?;
@@ -69,7 +75,26 @@ fn read(row: &Row<'_>) -> rusqlite::Result<StepRecord> {
         ended_at: row.get::<_, Option<i64>>(5)?.map(timestamp),
         detail: row.get(6)?,
         output: serde_json::from_str(&output).unwrap_or(Value::Null),
+        round: row.get(8)?,
     })
+}
+
+/// What an entry about a step is about.
+fn about(incident: &str, round: u32, number: u32) -> String {
+    format!("{incident}/{round}/{number}")
+}
+
+/// All steps, as entries have them.
+pub(super) fn rows(c: &Connection) -> rusqlite::Result<Vec<(Kind, String, String)>> {
+    let sql = format!("SELECT {COLUMNS}, incident FROM steps ORDER BY rowid");
+    let mut statement = c.prepare(&sql)?;
+    let steps = statement.query_map([], |row| Ok((read(row)?, row.get::<_, String>(9)?)))?;
+    steps
+        .map(|step| {
+            let (step, incident) = step?;
+            Ok((Kind::Step, about(&incident, step.round, step.number), json(&step)?))
+        })
+        .collect()
 }
 
 impl Journal {
@@ -117,28 +142,34 @@ impl Journal {
         output: &Value,
         now: Timestamp,
     ) -> Result<()> {
-        let refused = self.with("be written", |c| {
-            let transaction = c.transaction()?;
-            let sql = format!("SELECT {COLUMNS} FROM steps WHERE incident = ?1 AND number = ?2");
-            let key = params![incident.to_string(), number];
+        let refused = self.write(|transaction| {
+            let id = incident.to_string();
+            let round: u32 = transaction
+                .query_row("SELECT round FROM incidents WHERE id = ?1", [&id], |row| row.get(0))?;
+            let sql = format!(
+                "SELECT {COLUMNS} FROM steps WHERE incident = ?1 AND round = ?2 AND number = ?3"
+            );
+            let key = params![id, round, number];
             let before = transaction.query_row(&sql, key, read).optional()?;
             let from = before.as_ref().map(|step| step.status);
             let same = before.as_ref().is_none_or(|step| step.name == name);
             if !same || !allowed(from, to) {
                 return Ok(Some(before));
             }
-            let ended = (to != StepStatus::Started).then_some(millis(now));
+            let goes_on = matches!(to, StepStatus::Started | StepStatus::Waiting);
+            let ended = (!goes_on).then_some(millis(now));
             transaction.execute(
-                "INSERT INTO steps (incident, number, name, status, attempts, started_at, ended_at, detail, output)
-                 VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6, ?7, ?8)
-                 ON CONFLICT (incident, number) DO UPDATE SET
+                "INSERT INTO steps (incident, round, number, name, status, attempts, started_at, ended_at, detail, output)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (incident, round, number) DO UPDATE SET
                      status = excluded.status,
                      attempts = steps.attempts + (excluded.status = 'started'),
                      ended_at = excluded.ended_at,
                      detail = excluded.detail,
                      output = excluded.output",
                 params![
-                    incident.to_string(),
+                    id,
+                    round,
                     number,
                     name,
                     to_word(&to),
@@ -148,37 +179,57 @@ impl Journal {
                     output.to_string(),
                 ],
             )?;
-            transaction.commit()?;
+            let now_is = transaction.query_row(&sql, key, read)?;
+            append(transaction, now, Kind::Step, &about(&id, round, number), &now_is)?;
             Ok(None)
         })?;
         match refused {
             None => Ok(()),
             Some(before) => Err(Error::Transition {
                 step: name.to_owned(),
-                from: before.map_or("nothing", |step| status_word(step.status)),
-                to: status_word(to),
+                from: before.map_or("nothing", |step| step.status.as_str()),
+                to: to.as_str(),
             }),
         }
     }
 
-    /// The steps of an incident in their order.
+    /// Records that a step waits for a person's decision, and what is asked.
+    ///
+    /// # Errors
+    /// When it was not begun, or has ended already.
+    pub fn step_waits(
+        &self,
+        incident: IncidentId,
+        number: u32,
+        name: &str,
+        question: &str,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.change_step(incident, number, name, StepStatus::Waiting, question, &Value::Null, now)
+    }
+
+    /// The steps of the present recovery of an incident, in their order.
     ///
     /// # Errors
     /// When the journal fails.
     pub fn steps(&self, incident: IncidentId) -> Result<Vec<StepRecord>> {
-        self.with("be read", |c| {
-            let sql = format!("SELECT {COLUMNS} FROM steps WHERE incident = ?1 ORDER BY number");
-            c.prepare(&sql)?.query_map([incident.to_string()], read)?.collect()
-        })
+        let sql = format!(
+            "SELECT {COLUMNS} FROM steps WHERE incident = ?1
+             AND round = (SELECT round FROM incidents WHERE id = ?1) ORDER BY number"
+        );
+        self.read_steps(&sql, incident)
     }
-}
 
-fn status_word(status: StepStatus) -> &'static str {
-    match status {
-        StepStatus::Started => "started",
-        StepStatus::Done => "done",
-        StepStatus::Skipped => "skipped",
-        StepStatus::Failed => "failed",
-        StepStatus::Refused => "refused",
+    /// The steps of all recoveries of an incident, the first ones first.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn all_steps(&self, incident: IncidentId) -> Result<Vec<StepRecord>> {
+        let sql = format!("SELECT {COLUMNS} FROM steps WHERE incident = ?1 ORDER BY round, number");
+        self.read_steps(&sql, incident)
+    }
+
+    fn read_steps(&self, sql: &str, incident: IncidentId) -> Result<Vec<StepRecord>> {
+        self.with("be read", |c| c.prepare(sql)?.query_map([incident.to_string()], read)?.collect())
     }
 }

@@ -6,6 +6,7 @@ mod choose;
 mod database;
 mod diagnosis;
 mod fencing;
+mod outline;
 pub(crate) mod probe;
 mod runbook;
 
@@ -15,5 +16,6 @@ pub use choose::{Candidate, Choice, choose};
 pub use database::Database;
 pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
 pub use fencing::{Proof, prove};
+pub use outline::OUTLINE;
 pub use probe::{Beat, probe};
 pub use runbook::{SERVICE, is_rerouted, steps};

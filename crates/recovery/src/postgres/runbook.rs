@@ -16,13 +16,12 @@ use super::choose::{Candidate, Choice, choose};
 use super::database::{Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
 use super::fencing::{Proof, prove};
+use super::outline::{self, OUTLINE};
 use crate::journal::StepRecord;
-use crate::runbook::{Done, SoFar, Step, Stop};
+use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 
 /// The service by which clients reach whoever reigns.
 pub const SERVICE: &str = "postgres";
-/// The step that leads the clients to the new primary.
-const REROUTE: &str = "reroute";
 
 /// The steps.
 #[must_use]
@@ -44,7 +43,8 @@ pub fn steps(database: &Database) -> Vec<Box<dyn Step>> {
 /// Whether the recovery has led the clients to the new primary.
 #[must_use]
 pub fn is_rerouted(steps: &[StepRecord]) -> bool {
-    steps.iter().any(|step| step.name == REROUTE && step.status != StepStatus::Started)
+    let ended = |status| !matches!(status, StepStatus::Started | StepStatus::Waiting);
+    steps.iter().any(|step| step.name == OUTLINE[outline::REROUTE].name && ended(step.status))
 }
 
 fn name_in(so_far: &SoFar<'_>, step: &str, key: &str) -> Result<ComponentName, Stop> {
@@ -58,8 +58,8 @@ struct Confirm(Database);
 
 #[async_trait]
 impl Step for Confirm {
-    fn name(&self) -> &'static str {
-        "confirm"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::CONFIRM]
     }
 
     fn timeout(&self) -> Duration {
@@ -101,8 +101,8 @@ struct Evidence(Database);
 
 #[async_trait]
 impl Step for Evidence {
-    fn name(&self) -> &'static str {
-        "evidence"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::EVIDENCE]
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
@@ -136,8 +136,8 @@ struct Fence(Database);
 
 #[async_trait]
 impl Step for Fence {
-    fn name(&self) -> &'static str {
-        "fence"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::FENCE]
     }
 
     fn timeout(&self) -> Duration {
@@ -202,8 +202,8 @@ impl Choose {
 
 #[async_trait]
 impl Step for Choose {
-    fn name(&self) -> &'static str {
-        "choose"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::CHOOSE]
     }
 
     fn timeout(&self) -> Duration {
@@ -232,7 +232,9 @@ impl Step for Choose {
                 let complete = view.state.complete.as_ref();
                 let best = choose(&candidates, complete, &view.samples, fault);
                 let affordable = best.as_ref().is_some_and(|choice| {
-                    choice.complete || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
+                    so_far.approved
+                        || choice.complete
+                        || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
                 });
                 if affordable {
                     return best.map(|choice| Ok((choice, false)));
@@ -260,7 +262,12 @@ impl Step for Choose {
                 let loss = match (choice.complete, choice.loss_ms, choice.loss_bytes) {
                     (true, _, _) => "nothing acknowledged is missing".to_owned(),
                     (false, Some(ms), Some(bytes)) => {
-                        format!("up to {ms} ms ({bytes} bytes of log) may be missing, which the objective of {rpo} allows")
+                        let by = if so_far.approved && ms > rpo.as_millis() {
+                            "which was approved".to_owned()
+                        } else {
+                            format!("which the objective of {rpo} allows")
+                        };
+                        format!("up to {ms} ms ({bytes} bytes of log) may be missing, {by}")
                     }
                     (false, Some(ms), None) => format!("up to {ms} ms may be missing"),
                     (false, None, _) => "what is missing is not known".to_owned(),
@@ -272,10 +279,13 @@ impl Step for Choose {
             Err(None) => Err(Stop::Refuse(
                 "no standby can be reached, and the former primary has no usable data; restore from a backup, or bring an instance back and start the recovery again".to_owned(),
             )),
-            Err(Some(choice)) => Err(Stop::Refuse(format!(
-                "{} is the best, but {} would be missing and the objective allows {rpo}; a person has to decide",
+            Err(Some(choice)) => Err(Stop::Ask(format!(
+                "{} is the best, but {} would be lost{}, and the objective allows {rpo}. Shall it reign all the same?",
                 choice.name,
-                choice.loss_ms.map_or("an unknown amount".to_owned(), |ms| format!("{ms} ms")),
+                choice.loss_ms.map_or("an unknown amount".to_owned(), |ms| {
+                    format!("up to {} of acknowledged writes", resurgam_model::Duration::from_millis(ms))
+                }),
+                choice.loss_bytes.map_or(String::new(), |bytes| format!(" ({bytes} bytes of log)")),
             ))),
         }
     }
@@ -286,8 +296,8 @@ struct Promote(Database);
 
 #[async_trait]
 impl Step for Promote {
-    fn name(&self) -> &'static str {
-        "promote"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::PROMOTE]
     }
 
     fn timeout(&self) -> Duration {
@@ -330,8 +340,8 @@ struct Reroute(Database);
 
 #[async_trait]
 impl Step for Reroute {
-    fn name(&self) -> &'static str {
-        REROUTE
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::REROUTE]
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
@@ -351,8 +361,8 @@ struct Verify(Database);
 
 #[async_trait]
 impl Step for Verify {
-    fn name(&self) -> &'static str {
-        "verify"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::VERIFY]
     }
 
     fn restores_service(&self) -> bool {
@@ -376,8 +386,8 @@ struct Rebuild(Database);
 
 #[async_trait]
 impl Step for Rebuild {
-    fn name(&self) -> &'static str {
-        "rebuild"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::REBUILD]
     }
 
     fn timeout(&self) -> Duration {
@@ -427,8 +437,8 @@ struct Redundancy(Database);
 
 #[async_trait]
 impl Step for Redundancy {
-    fn name(&self) -> &'static str {
-        "redundancy"
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::REDUNDANCY]
     }
 
     fn timeout(&self) -> Duration {

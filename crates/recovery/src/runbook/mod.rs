@@ -2,13 +2,16 @@
 
 mod engine;
 pub mod faults;
+mod outline;
 
-pub use engine::{Ended, execute};
+pub use engine::{Ended, Terms, execute};
+pub use outline::{Outline, outline};
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use resurgam_model::report::StepStatus;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::journal::{Incident, StepRecord};
@@ -19,8 +22,13 @@ use crate::journal::{Incident, StepRecord};
 /// even after it was done. A step therefore looks first and does only what is missing.
 #[async_trait]
 pub trait Step: Send + Sync {
+    /// What it is, for people.
+    fn outline(&self) -> &'static Outline;
+
     /// Its name in the journal and the report.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.outline().name
+    }
 
     /// How long one try may take.
     fn timeout(&self) -> Duration {
@@ -37,11 +45,28 @@ pub trait Step: Send + Sync {
         false
     }
 
+    /// What it may do to what still works.
+    fn danger(&self) -> Danger {
+        self.outline().danger
+    }
+
     /// Does it, and verifies that it is done.
     ///
     /// # Errors
     /// Says whether another try can help.
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop>;
+}
+
+/// What a step may do to what still works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Danger {
+    /// Nothing: it only looks.
+    Looks,
+    /// It acts on what is broken, or adds to what works.
+    Acts,
+    /// It takes something away that may still be needed: power, connections, data.
+    Dangerous,
 }
 
 /// What a step can look back on.
@@ -51,6 +76,8 @@ pub struct SoFar<'a> {
     pub incident: &'a Incident,
     /// The steps before, as recorded.
     pub steps: &'a [StepRecord],
+    /// People have said that this step shall go on, whatever it was that it asked.
+    pub approved: bool,
 }
 
 impl SoFar<'_> {
@@ -96,8 +123,11 @@ impl Done {
 pub enum Stop {
     /// It failed; another try may help.
     Retry(String),
-    /// To go on would not be safe: a person has to decide.
+    /// To go on would not be safe.
     Refuse(String),
+    /// A person has to decide: the question. Once approved the step is run again, and sees so in
+    /// [`SoFar::approved`].
+    Ask(String),
     /// There is nothing to recover from.
     FalseAlarm(String),
 }

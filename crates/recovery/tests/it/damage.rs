@@ -6,7 +6,7 @@ use std::fs;
 use resurgam_model::Timestamp;
 use resurgam_recovery::Error;
 use resurgam_recovery::journal::Journal;
-use resurgam_recovery::runbook::execute;
+use resurgam_recovery::runbook::{Terms, execute};
 
 use crate::fakes::{Scene, cause, journal, runbook};
 
@@ -61,9 +61,11 @@ async fn damaged_pages_are_noticed_and_nothing_goes_on() {
     for content in [scribbled, sound[..4096].to_vec(), sound[..5000].to_vec()] {
         fs::write(&file, content).unwrap();
         let result = match Journal::open(&file) {
-            Ok(journal) => execute(&journal, &incident, &runbook(dir.path(), None), None)
-                .await
-                .map(|ended| panic!("{ended:?} on a damaged journal")),
+            Ok(journal) => {
+                execute(&journal, &incident, &runbook(dir.path(), None), &Terms::default())
+                    .await
+                    .map(|ended| panic!("{ended:?} on a damaged journal"))
+            }
             Err(error) => Err(error),
         };
         let error = result.unwrap_err();

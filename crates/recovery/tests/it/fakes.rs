@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Scenario, Timestamp};
 use resurgam_recovery::journal::{Incident, Journal, NewIncident, StepRecord};
-use resurgam_recovery::runbook::{Done, SoFar, Step, Stop, execute, faults::Fault};
+use resurgam_recovery::runbook::faults::Fault;
+use resurgam_recovery::runbook::{Danger, Done, Outline, SoFar, Step, Stop, Terms, execute};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -17,6 +18,16 @@ use tempfile::TempDir;
 pub(crate) const STEPS: [&str; 3] = ["look", "act", "verify"];
 /// The step after which the service works again.
 pub(crate) const RESTORES: &str = "act";
+
+const fn outline(name: &'static str, danger: Danger) -> Outline {
+    Outline { name, danger, does: "", verified: "", by_hand: &[] }
+}
+
+static OUTLINES: [Outline; 3] = [
+    outline(STEPS[0], Danger::Looks),
+    outline(STEPS[1], Danger::Dangerous),
+    outline(STEPS[2], Danger::Acts),
+];
 
 /// What a step does when it is run.
 #[derive(Clone, Debug)]
@@ -27,6 +38,8 @@ pub(crate) enum Does {
     Hangs,
     /// Stops.
     Stops(Stop),
+    /// Asks a question, and works once that was approved.
+    Asks(&'static str),
 }
 
 struct Fake {
@@ -38,8 +51,8 @@ struct Fake {
 
 #[async_trait]
 impl Step for Fake {
-    fn name(&self) -> &'static str {
-        self.name
+    fn outline(&self) -> &'static Outline {
+        OUTLINES.iter().find(|outline| outline.name == self.name).unwrap()
     }
 
     fn timeout(&self) -> Duration {
@@ -67,6 +80,8 @@ impl Step for Fake {
             Does::Works => {}
             Does::Hangs => std::future::pending::<()>().await,
             Does::Stops(stop) => return Err(stop.clone()),
+            Does::Asks(_) if so_far.approved => {}
+            Does::Asks(question) => return Err(Stop::Ask((*question).to_owned())),
         }
         let output = json!({ "from": self.name });
         let effect = self.dir.join(format!("{}.done", self.name));
@@ -118,8 +133,17 @@ impl Scene {
         fault: Option<&str>,
     ) -> resurgam_recovery::runbook::Ended {
         let fault = fault.map(|text| text.parse::<Fault>().unwrap());
+        self.execute_on(odd, &Terms { fault, ..Terms::default() }).await
+    }
+
+    /// Goes through the runbook on these terms.
+    pub(crate) async fn execute_on(
+        &self,
+        odd: Option<(&str, &Does)>,
+        terms: &Terms,
+    ) -> resurgam_recovery::runbook::Ended {
         let steps = runbook(self.dir.path(), odd);
-        execute(&self.journal, &self.incident, &steps, fault.as_ref()).await.unwrap()
+        execute(&self.journal, &self.incident, &steps, terms).await.unwrap()
     }
 
     fn lines(&self, file: &str) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use resurgam_model::report::StepStatus;
 use resurgam_recovery::journal::IncidentState;
-use resurgam_recovery::runbook::execute;
+use resurgam_recovery::runbook::{Terms, execute};
 
 use crate::fakes::{STEPS, Scene, journal, runbook};
 
@@ -28,10 +28,11 @@ fn one_life(dir: &Path, fault: &str) -> Output {
 #[tokio::test]
 async fn controller_process() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
-    let fault = std::env::var(FAULT).unwrap().parse().unwrap();
+    let fault = Some(std::env::var(FAULT).unwrap().parse().unwrap());
+    let terms = Terms { fault, ..Terms::default() };
     let journal = journal(&dir);
     let incident = journal.open_incidents().unwrap().remove(0);
-    execute(&journal, &incident, &runbook(&dir, None), Some(&fault)).await.unwrap();
+    execute(&journal, &incident, &runbook(&dir, None), &terms).await.unwrap();
 }
 
 fn die(scene: &Scene, fault: &str) {

@@ -8,10 +8,13 @@
     reason = "helpers of tests are tests too"
 )]
 
+mod approvals;
+mod chain;
 mod damage;
 mod endings;
 mod engine;
 mod fakes;
 mod incidents;
 mod killed;
+mod orders;
 mod step_model;

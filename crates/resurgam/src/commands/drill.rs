@@ -290,7 +290,7 @@ pub(crate) fn steps_table(steps: &[StepReport]) -> Table {
 }
 
 /// Breaks long text at words.
-fn wrapped(text: &str) -> String {
+pub(crate) fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let length = lines.last().map_or(0, |line| line.chars().count());

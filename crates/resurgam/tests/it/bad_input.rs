@@ -164,7 +164,7 @@ fn the_status_of_nothing() {
 #[test]
 fn the_incidents_of_nothing() {
     let plan = "[deployment]\nstate_dir = 'state'\n";
-    assert_snapshot!(told(plan, &["incidents"]), @"
+    assert_snapshot!(told(plan, &["incident", "list"]), @"
     exit 1
     resurgam: there is no journal at [dir]/state/journal.db; nothing has run there yet
     ");
@@ -239,7 +239,7 @@ fn a_journal_that_is_none() {
     exit 1
     resurgam: the recovery journal [dir]/state/journal.db cannot be opened: file is not a database: Error code 26: file is not a database
     ");
-    assert_snapshot!(place.finish(&["incidents"]).told(&place), @"
+    assert_snapshot!(place.finish(&["incident", "list"]).told(&place), @"
     exit 1
     resurgam: the recovery journal [dir]/state/journal.db cannot be opened: file is not a database: Error code 26: file is not a database
     ");

@@ -109,6 +109,8 @@ fn the_primary_is_killed() {
     assert_eq!(report["fault"], "kill");
     assert_eq!(report["lost"], 0);
     assert_eq!(steps(&report), FAILOVER);
+    let outline = resurgam_recovery::runbook::outline(resurgam_model::Scenario::PostgresPrimary);
+    assert_eq!(outline.iter().map(|step| step.name).collect::<Vec<_>>(), FAILOVER);
 }
 
 #[test]

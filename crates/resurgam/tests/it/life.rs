@@ -91,10 +91,10 @@ fn a_full_stop_is_recovered_from() {
     all_complete(&api, &tasks, &place);
 
     let id = incident["id"].as_str().unwrap();
-    let shown = place.finish(&["incidents", id, "--json"]).json();
+    let shown = place.finish(&["incident", "show", id, "--json"]).json();
     let steps: Vec<_> = shown["steps"].as_array().unwrap().iter().map(|s| &s["name"]).collect();
     assert_eq!(steps, ["confirm", "evidence", "restart", "verify"]);
-    let listed = place.finish(&["incidents", "--json"]).json();
+    let listed = place.finish(&["incident", "list", "--json"]).json();
     assert_eq!(listed.as_array().unwrap().len(), 1, "{listed:#}");
     up.process.stop(&place);
 }

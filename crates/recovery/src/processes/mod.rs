@@ -6,6 +6,10 @@
 //! above all verifies what a restart alone does not show: that the agents are registered again,
 //! that no task is held by the dead, and that the platform works down to its store.
 
+mod outline;
+
+pub(crate) use outline::{API, EVERYTHING, REGISTRY, WORKERS};
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::health::{Board, Readiness};
 use crate::journal::Journal;
-use crate::runbook::{Done, SoFar, Step, Stop};
+use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(25);
@@ -44,19 +48,22 @@ pub struct Processes {
 /// The steps of a scenario. None for scenarios that are not about processes.
 #[must_use]
 pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
-    let kinds: &'static [ComponentKind] = match scenario {
-        Scenario::Api => &[ComponentKind::Api],
-        Scenario::AgentRegistry => &[ComponentKind::Registry],
-        Scenario::WorkerPool => &[ComponentKind::Worker],
-        Scenario::FullStop => &[
-            ComponentKind::Registry,
-            ComponentKind::Supervisor,
-            ComponentKind::Api,
-            ComponentKind::Worker,
-        ],
+    let (kinds, outline): (&'static [ComponentKind], &'static [Outline; 4]) = match scenario {
+        Scenario::Api => (&[ComponentKind::Api], &API),
+        Scenario::AgentRegistry => (&[ComponentKind::Registry], &REGISTRY),
+        Scenario::WorkerPool => (&[ComponentKind::Worker], &WORKERS),
+        Scenario::FullStop => (
+            &[
+                ComponentKind::Registry,
+                ComponentKind::Supervisor,
+                ComponentKind::Api,
+                ComponentKind::Worker,
+            ],
+            &EVERYTHING,
+        ),
         Scenario::PostgresPrimary => return None,
     };
-    let of = || Of { processes: processes.clone(), kinds };
+    let of = || Of { processes: processes.clone(), kinds, outline };
     Some(vec![
         Box::new(Confirm(of())),
         Box::new(Evidence(of())),
@@ -68,9 +75,15 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
 struct Of {
     processes: Processes,
     kinds: &'static [ComponentKind],
+    outline: &'static [Outline; 4],
 }
 
 impl Of {
+    #[allow(clippy::indexing_slicing, reason = "the places are constants of this module")]
+    fn step(&self, place: usize) -> &'static Outline {
+        &self.outline[place]
+    }
+
     async fn components(&self) -> Result<Vec<Component>, Stop> {
         let all = self.processes.deployment.components().await?;
         // Who leaves on purpose is not to be brought back.
@@ -94,8 +107,8 @@ struct Confirm(Of);
 
 #[async_trait]
 impl Step for Confirm {
-    fn name(&self) -> &'static str {
-        "confirm"
+    fn outline(&self) -> &'static Outline {
+        self.0.step(outline::CONFIRM)
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
@@ -124,8 +137,8 @@ struct Evidence(Of);
 
 #[async_trait]
 impl Step for Evidence {
-    fn name(&self) -> &'static str {
-        "evidence"
+    fn outline(&self) -> &'static Outline {
+        self.0.step(outline::EVIDENCE)
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
@@ -162,8 +175,8 @@ impl Restart {
 
 #[async_trait]
 impl Step for Restart {
-    fn name(&self) -> &'static str {
-        "restart"
+    fn outline(&self) -> &'static Outline {
+        self.0.step(outline::RESTART)
     }
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
@@ -252,8 +265,8 @@ impl Verify {
 
 #[async_trait]
 impl Step for Verify {
-    fn name(&self) -> &'static str {
-        "verify"
+    fn outline(&self) -> &'static Outline {
+        self.0.step(outline::VERIFY)
     }
 
     fn timeout(&self) -> Duration {

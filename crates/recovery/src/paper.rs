@@ -1,0 +1,101 @@
+//! Runbooks on paper: Markdown for the day on which this program is not there either.
+
+use std::fmt::Write as _;
+
+use resurgam_model::plan::{Contacts, Plan};
+use resurgam_model::{Scenario, Severity};
+
+use crate::runbook::{Danger, outline};
+
+/// The page of one scenario, with the objectives and contacts of a plan.
+#[must_use]
+pub fn page(scenario: Scenario, plan: &Plan) -> String {
+    let objectives = plan.objectives(scenario);
+    let mut text = format!("# Runbook: {scenario}\n\n{}\n\n", sentence(scenario.summary()));
+    let _ = write!(
+        text,
+        "| severity | RTO | RPO |\n|---|---|---|\n| {} ({}) | {} | {} |\n\n## Symptoms\n\n",
+        scenario.severity(),
+        meaning(scenario.severity()),
+        objectives.rto,
+        objectives.rpo
+    );
+    for symptom in symptoms(scenario) {
+        let _ = writeln!(text, "- {symptom}");
+    }
+    let _ = write!(
+        text,
+        "\n## By program\n\nThe controller (`resurgam up`) does all of this by itself. To see what it would do now, to order it, and to follow it:\n\n\
+         ```sh\nresurgam recover {scenario} --dry-run\nresurgam recover {scenario}\nresurgam incident watch\n```\n\n## By hand\n"
+    );
+    for (number, step) in outline(scenario).iter().enumerate() {
+        let danger = match step.danger {
+            Danger::Looks => "only looks",
+            Danger::Acts => "acts on what is broken",
+            Danger::Dangerous => "DANGEROUS: takes away what may still be needed",
+        };
+        let _ = write!(
+            text,
+            "\n### {}. {} ({danger})\n\n{}\n\n```sh\n{}\n```\n\nDone when: {}\n",
+            number + 1,
+            step.name,
+            step.does,
+            step.by_hand.join("\n"),
+            step.verified
+        );
+    }
+    contacts(&mut text, scenario, &plan.contacts);
+    text
+}
+
+fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
+    let _ = write!(text, "\n## Contacts\n\n| who | how |\n|---|---|\n");
+    let mut row = |who: &str, how: &Option<String>| {
+        let how = how.as_deref().unwrap_or("not in the plan: set it under [contacts]");
+        let _ = writeln!(text, "| {who} | {} |", how.replace('|', "\\|"));
+    };
+    row("Engineer on call", &contacts.on_call);
+    if matches!(scenario, Scenario::PostgresPrimary | Scenario::FullStop) {
+        row("Database team", &contacts.database);
+    }
+    row("Infrastructure team", &contacts.infrastructure);
+}
+
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first: String = letters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
+    format!("{first}{}.", letters.as_str())
+}
+
+fn meaning(severity: Severity) -> &'static str {
+    match severity {
+        Severity::P0 => "complete outage",
+        Severity::P1 => "major functions degraded",
+        Severity::P2 => "some functions affected",
+        Severity::P3 => "minor, with a way around",
+    }
+}
+
+fn symptoms(scenario: Scenario) -> &'static [&'static str] {
+    match scenario {
+        Scenario::PostgresPrimary => &[
+            "Errors of connections to the database; `/ready` of the API answers 503, `/health` still 200.",
+            "Registry, queue and workflows take nothing new. They are symptoms: the cause is the database.",
+            "`resurgam status` shows no reigning primary, or one that does not answer.",
+        ],
+        Scenario::AgentRegistry => &[
+            "Agents cannot register, and heartbeats fail.",
+            "The pool of workers looks empty, and nothing new is assigned.",
+        ],
+        Scenario::WorkerPool => &[
+            "Tasks wait although their capability is known; the queue grows.",
+            "Leases expire, and tasks are tried again by others.",
+        ],
+        Scenario::Api => {
+            &["Callers are refused or get no answer; agents buffer what they completed."]
+        }
+        Scenario::FullStop => {
+            &["Nothing answers, and no process runs; the data folders are there."]
+        }
+    }
+}

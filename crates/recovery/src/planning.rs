@@ -1,0 +1,248 @@
+//! What a recovery would do now, and why: a pure function of what the controller sees.
+
+use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_deployment::{ComponentKind, RunState};
+use resurgam_model::Scenario;
+use resurgam_model::plan::{Ask, Plan};
+use serde::Serialize;
+
+use crate::runbook::{Danger, outline};
+use crate::status::{Health, Postgres, Status};
+
+/// A recovery as it would go now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Planned {
+    /// What it is for.
+    pub scenario: Scenario,
+    /// Whether it could be begun, and come to its end by itself.
+    pub possible: bool,
+    /// What it would come to, in a sentence.
+    pub summary: String,
+    /// The steps in their order; empty when there is nothing to go through.
+    pub steps: Vec<PlannedStep>,
+    /// What would be lost, in words.
+    pub loss: String,
+    /// When people would be asked, in words.
+    pub asks: String,
+}
+
+/// A step as it would go now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedStep {
+    /// Its name.
+    pub name: String,
+    /// What it may do to what still works.
+    pub danger: Danger,
+    /// What it would find or do.
+    pub would: String,
+    /// Whether people are asked before it.
+    pub asks: bool,
+}
+
+/// Plans the recovery of a scenario. Nothing is done.
+#[must_use]
+pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
+    let (possible, summary, loss, would) = match (scenario, &status.postgres) {
+        (Scenario::PostgresPrimary, None) => {
+            let summary =
+                "this deployment runs no PostgreSQL of its own, so there is no primary to replace"
+                    .to_owned();
+            (false, summary, "nothing".to_owned(), Vec::new())
+        }
+        (Scenario::PostgresPrimary, Some(postgres)) => database(postgres, plan),
+        (scenario, _) => processes(scenario, status),
+    };
+    let approval = plan.approval(scenario);
+    let asks_before = |danger| match approval.ask {
+        Ask::Never => false,
+        Ask::Dangerous => danger >= Danger::Dangerous,
+        Ask::Always => danger >= Danger::Acts,
+    };
+    let steps: Vec<_> = outline(scenario)
+        .iter()
+        .zip(would)
+        .map(|(step, would)| PlannedStep {
+            name: step.name.to_owned(),
+            danger: step.danger,
+            would,
+            asks: asks_before(step.danger),
+        })
+        .collect();
+    let names: Vec<_> = steps.iter().filter(|s| s.asks).map(|s| s.name.as_str()).collect();
+    let people = match approval.required {
+        1 => "one person has to agree".to_owned(),
+        n => format!("{n} different people have to agree"),
+    };
+    let asks = if names.is_empty() {
+        "only if more would be lost than the objective allows".to_owned()
+    } else {
+        format!("before {}: {people}", names.join(", "))
+    };
+    Planned { scenario, possible, summary, steps, loss, asks }
+}
+
+type Parts = (bool, String, String, Vec<String>);
+
+/// The loss of the primary.
+fn database(postgres: &Postgres, plan: &Plan) -> Parts {
+    let Some(primary) = &postgres.primary else {
+        let summary = "nobody reigns: a recovery is under way, or was refused; see resurgam incident list --open";
+        return (false, summary.to_owned(), "not known".to_owned(), Vec::new());
+    };
+    let state = |name: &resurgam_model::ComponentName| {
+        let instance = postgres.instances.iter().find(|instance| instance.name == *name);
+        instance.and_then(|instance| instance.observed.as_ref()).map(|seen| &seen.state)
+    };
+    let works = matches!(state(primary), Some(ServerState::Primary(_)));
+    let mut standbys: Vec<_> = postgres
+        .instances
+        .iter()
+        .filter(|instance| instance.name != *primary)
+        .filter(|instance| {
+            instance.heard_ms.is_some_and(|ms| ms < 1000)
+                && matches!(
+                    instance.observed.as_ref().map(|o| &o.state),
+                    Some(ServerState::Standby(_))
+                )
+        })
+        .collect();
+    // The nearest to the primary; whoever is complete wins a tie.
+    standbys.sort_by_key(|instance| {
+        (instance.lag_bytes.unwrap_or(u64::MAX), postgres.complete.as_ref() != Some(&instance.name))
+    });
+    let Some(best) = standbys.first() else {
+        let summary = format!(
+            "{primary} has no standby that could take over; it can only be started again with its own data"
+        );
+        let would = vec![
+            finds(works, primary.as_str()),
+            "keep what the keepers said last, and the last lines of its log".to_owned(),
+            format!("take the reign from {primary} and prove that it accepts no write"),
+            format!(
+                "choose {primary} itself, when its data is there; else refuse: only a backup helps then"
+            ),
+            format!("start {primary} in a new epoch"),
+            format!("lead the service at {} to it again", postgres.service),
+            "write a row, read it back, and ask the platform for its readiness".to_owned(),
+            "nothing: it reigns again itself".to_owned(),
+            "nothing: there is no standby".to_owned(),
+        ];
+        return (true, summary, "nothing, if its data is there".to_owned(), would);
+    };
+    let complete = postgres.complete.is_some();
+    let loss = if complete {
+        format!("nothing that was acknowledged: {} has all of it", best.name)
+    } else {
+        match best.lag_bytes {
+            Some(bytes) => {
+                format!("up to {bytes} bytes of log that {} has not received yet", best.name)
+            }
+            None => {
+                format!("not known: the position of {} relative to {primary} is not", best.name)
+            }
+        }
+    };
+    let objective = plan.objectives(Scenario::PostgresPrimary).rpo;
+    let choose = if complete {
+        format!("choose {}, which has every acknowledged write", best.name)
+    } else {
+        format!("choose {} if at most {objective} would be lost; else ask a person", best.name)
+    };
+    let summary = if works {
+        format!(
+            "{primary} works, so this would end at its first step as a false alarm; were it lost, {} would take over",
+            best.name
+        )
+    } else {
+        format!("{} takes over from {primary}", best.name)
+    };
+    let mode = if plan.postgres.synchronous { "synchronously" } else { "asynchronously" };
+    let would = vec![
+        finds(works, primary.as_str()),
+        "keep what the keepers said last, and the last lines of its log".to_owned(),
+        format!(
+            "take the reign from {primary} (epoch {}) and prove that it accepts no write; refuse if that cannot be proven",
+            postgres.epoch
+        ),
+        choose,
+        format!("give the reign to {}", best.name),
+        format!("lead the service at {} to {}", postgres.service, best.address),
+        "write a row, read it back, and ask the platform for its readiness".to_owned(),
+        format!("make {primary} a standby of {}, by pg_rewind or a base backup", best.name),
+        format!("wait until all of {} instances replicate {mode}", postgres.instances.len()),
+    ];
+    (true, summary, loss, would)
+}
+
+fn finds(works: bool, primary: &str) -> String {
+    if works {
+        format!("find that {primary} accepts writes, and stop")
+    } else {
+        format!("wait until the signs agree that {primary} is lost")
+    }
+}
+
+/// Lost processes.
+fn processes(scenario: Scenario, status: &Status) -> Parts {
+    let kinds: &[ComponentKind] = match scenario {
+        Scenario::Api => &[ComponentKind::Api],
+        Scenario::AgentRegistry => &[ComponentKind::Registry],
+        Scenario::WorkerPool => &[ComponentKind::Worker],
+        Scenario::FullStop => &[
+            ComponentKind::Registry,
+            ComponentKind::Supervisor,
+            ComponentKind::Api,
+            ComponentKind::Worker,
+        ],
+        Scenario::PostgresPrimary => &[],
+    };
+    let these: Vec<&Health> = status
+        .components
+        .iter()
+        .filter(|health| {
+            kinds.contains(&health.component.kind) && health.component.state != RunState::Draining
+        })
+        .collect();
+    if these.is_empty() {
+        let summary = format!("this deployment has no component that {scenario} is about");
+        return (false, summary, "nothing".to_owned(), Vec::new());
+    }
+    let ill: Vec<_> = these.iter().filter(|health| why(health).is_some()).collect();
+    let signs: Vec<_> = ill.iter().filter_map(|health| why(health)).collect();
+    let names = |list: &[String]| list.join(", ");
+    let all: Vec<_> = these.iter().map(|health| health.component.name.to_string()).collect();
+    let down: Vec<_> = ill.iter().map(|health| health.component.name.to_string()).collect();
+    let (summary, confirm, restart) = if ill.is_empty() {
+        (
+            format!(
+                "{} run and answer; nothing would be started again, only verified",
+                names(&all)
+            ),
+            "find that all of them run and answer".to_owned(),
+            "nothing: all of them run".to_owned(),
+        )
+    } else {
+        (
+            format!("{} would be started again", names(&down)),
+            format!("find that {}", signs.join("; ")),
+            format!("start {} again", names(&down)),
+        )
+    };
+    let would = vec![
+        confirm,
+        format!("keep state and last log lines of {}", names(&all)),
+        restart,
+        "wait until they answer, the platform is ready, every worker is registered, and no task is held by the dead".to_owned(),
+    ];
+    let loss = "nothing: tasks that they held return to the queue, and their state is in the store";
+    (true, summary, loss.to_owned(), would)
+}
+
+fn why(health: &Health) -> Option<String> {
+    let name = &health.component.name;
+    match (health.component.state, health.answers) {
+        (RunState::Running, Some(false)) => Some(format!("{name} does not answer")),
+        (RunState::Running, _) => None,
+        _ => Some(format!("{name} does not run")),
+    }
+}

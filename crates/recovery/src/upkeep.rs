@@ -1,0 +1,134 @@
+//! Care on a person's order: starting components again, one after the other.
+
+use std::collections::BTreeSet;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use resurgam_deployment::{Component, ComponentKind, RunState};
+use resurgam_model::ComponentName;
+use tokio::time::Instant;
+
+use crate::controller::Controller;
+
+/// A component that does not come back in this time is left to detection, and the others are not
+/// touched.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Who is started again when, so that whoever is needed by others comes first. Databases only when
+/// they are named: the end of a primary is a failover.
+pub(crate) fn in_turn(components: &[Component], named: &[ComponentName]) -> Vec<ComponentName> {
+    let turn = |kind: ComponentKind| match kind {
+        ComponentKind::Postgres => 0,
+        ComponentKind::Registry => 1,
+        ComponentKind::Supervisor => 2,
+        ComponentKind::Api => 3,
+        ComponentKind::Worker => 4,
+    };
+    let mut these: Vec<_> = components
+        .iter()
+        .filter(|component| match named {
+            [] => component.kind != ComponentKind::Postgres,
+            named => named.contains(&component.name),
+        })
+        .filter(|component| !component.state.is_on_purpose())
+        .map(|component| (turn(component.kind), component.name.clone()))
+        .collect();
+    these.sort();
+    these.into_iter().map(|(_, name)| name).collect()
+}
+
+impl Controller {
+    fn planned(&self) -> MutexGuard<'_, BTreeSet<ComponentName>> {
+        self.planned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the component is being started again on purpose, so that its end is no failure.
+    pub(crate) fn is_planned(&self, name: &ComponentName) -> bool {
+        self.planned().contains(name)
+    }
+
+    /// Starts these again, each when the one before serves.
+    pub(crate) async fn restart(&self, names: Vec<ComponentName>) {
+        for name in names {
+            self.planned().insert(name.clone());
+            let served = self.restart_one(&name).await;
+            self.planned().remove(&name);
+            match served {
+                Ok(true) => tracing::info!(component = %name, "started again, as ordered"),
+                Ok(false) => {
+                    tracing::error!(component = %name, "does not serve again; the others are left as they are");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(component = %name, %error, "cannot be started again; the others are left as they are");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn restart_one(&self, name: &ComponentName) -> crate::Result<bool> {
+        let deployment = &self.parts.deployment;
+        // What the probes knew is of the life before.
+        self.board.send_modify(|board| drop(board.remove(name)));
+        deployment.restart(name).await?;
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let components = deployment.components().await?;
+            let Some(component) = components.iter().find(|component| component.name == *name)
+            else {
+                // Removed meanwhile: nobody waits for it.
+                return Ok(true);
+            };
+            let answers = component.address.is_none()
+                || component.kind == ComponentKind::Postgres
+                || self
+                    .board
+                    .borrow()
+                    .get(name)
+                    .is_some_and(|health| health.is_well(&self.parts.plan.detection));
+            if component.state == RunState::Running && answers {
+                return Ok(true);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn component(name: &str, kind: ComponentKind, state: RunState) -> Component {
+        Component {
+            name: ComponentName::new(name).unwrap(),
+            kind,
+            state,
+            pid: Some(1),
+            address: None,
+            started_at: None,
+            restarts: 0,
+            last_exit: None,
+        }
+    }
+
+    #[test]
+    fn databases_are_spared_and_whoever_leaves_is_let_go() {
+        let components = [
+            component("worker-pool-0", ComponentKind::Worker, RunState::Running),
+            component("worker-pool-1", ComponentKind::Worker, RunState::Draining),
+            component("api", ComponentKind::Api, RunState::Restarting),
+            component("agent-registry", ComponentKind::Registry, RunState::Running),
+            component("postgres-0", ComponentKind::Postgres, RunState::Running),
+        ];
+        let texts = |names: Vec<ComponentName>| {
+            names.into_iter().map(|name| name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(in_turn(&components, &[])), ["agent-registry", "api", "worker-pool-0"]);
+        let named = [ComponentName::new("postgres-0").unwrap()];
+        assert_eq!(texts(in_turn(&components, &named)), ["postgres-0"]);
+    }
+}
