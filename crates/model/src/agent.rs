@@ -83,7 +83,8 @@ pub enum AgentState {
     Busy,
     /// It finishes what it has and takes nothing new: it said so, or an operator did.
     Draining,
-    /// It said so itself in a heartbeat.
+    /// It said so itself in a heartbeat, or ten different tasks failed with it one after the other: then
+    /// it is given tasks again after 30 s, or when one that it has succeeds.
     Unhealthy,
     /// No heartbeat for longer than it promised: its leases have gone back to the queue.
     Gone,

@@ -28,10 +28,6 @@ use tokio::time::{Instant, timeout_at};
 use crate::api::App;
 use crate::problem::Problem;
 
-/// Batches follow each other no sooner than this, so that one that comes alone is recorded at once.
-const WINDOW: Duration = Duration::from_millis(5);
-/// The same while many come: then what each costs counts for more than a few milliseconds.
-const WINDOW_OF_MANY: Duration = Duration::from_millis(25);
 /// So many in a batch are many.
 const MANY: usize = 16;
 /// So many are recorded together at most; a request more may be on top.
@@ -43,6 +39,10 @@ const QUEUE: usize = 4096;
 pub(crate) trait Item: Sized + Send + Sync + 'static {
     /// What is answered to each.
     type Answer: Send + 'static;
+    /// Batches follow each other no sooner than this: one that comes alone is recorded at once.
+    const WINDOW: Duration;
+    /// The same while many come.
+    const WINDOW_OF_MANY: Duration;
 
     /// Records them, all or none, and answers for each, in order.
     fn record(
@@ -53,6 +53,9 @@ pub(crate) trait Item: Sized + Send + Sync + 'static {
 
 impl Item for Heartbeat {
     type Answer = bool;
+    const WINDOW: Duration = Duration::from_millis(5);
+    // They come without end: what each costs counts for more than a few milliseconds.
+    const WINDOW_OF_MANY: Duration = Duration::from_millis(25);
 
     async fn record(app: &App, items: &[Self]) -> Result<Vec<bool>, Problem> {
         Ok(app.store.heartbeat(items).await?)
@@ -61,6 +64,9 @@ impl Item for Heartbeat {
 
 impl Item for (Registration, HeartbeatTerms) {
     type Answer = Registered;
+    // Whoever registers waits for it: what comes while one batch is recorded is the next.
+    const WINDOW: Duration = Duration::ZERO;
+    const WINDOW_OF_MANY: Duration = Duration::ZERO;
 
     async fn record(app: &App, items: &[Self]) -> Result<Vec<Registered>, Problem> {
         Ok(app.store.register_all(items).await?)
@@ -115,7 +121,7 @@ pub(crate) async fn run<I: Item>(app: Arc<App>, mut queue: mpsc::Receiver<Pendin
             waiting.push((own.len(), answer));
             items.extend(own);
         }
-        next_at = Instant::now() + if count < MANY { WINDOW } else { WINDOW_OF_MANY };
+        next_at = Instant::now() + if count < MANY { I::WINDOW } else { I::WINDOW_OF_MANY };
         let (mut answers, problem) = match I::record(&app, &items).await {
             Ok(answers) => (answers.into_iter(), None),
             Err(problem) => (Vec::new().into_iter(), Some(problem)),

@@ -21,6 +21,9 @@ use crate::api::App;
 /// So many are looked at in one transaction.
 const BATCH: u32 = 1000;
 
+/// So many that are gone are named in the log, of those that are found at once.
+const NAMED: usize = 10;
+
 /// Runs until dropped.
 pub(crate) async fn run(app: Arc<App>) {
     let terms = app.settings.heartbeat;
@@ -55,8 +58,16 @@ async fn look(app: &App, watching_since: Instant) -> bool {
         let watched = Duration(watching_since.elapsed());
         match app.store.expire(watched, app.settings.forget_gone, BATCH).await {
             Ok(expired) => {
-                for agent in &expired.gone {
+                for agent in expired.gone.iter().take(NAMED) {
                     tracing::warn!(%agent, "no heartbeat: the agent is gone, its leases returned");
+                }
+                // A whole fleet that is cut off would bury all else in the log.
+                let further = expired.gone.len().saturating_sub(NAMED);
+                if further > 0 {
+                    tracing::warn!(
+                        further,
+                        "further agents are gone as well, their leases returned"
+                    );
                 }
                 if expired.removed > 0 {
                     let count = expired.removed;

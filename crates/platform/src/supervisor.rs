@@ -47,7 +47,8 @@ pub(crate) async fn run(app: Arc<App>) {
     }
 }
 
-/// Keeps the load of the agents up to date; runs until dropped. What fails is tried again: what is
+/// Keeps the load of the agents up to date, and gives tasks again to those that failed for a while;
+/// runs until dropped. What fails is tried again: what is
 /// written here is only what look-ups go by.
 pub(crate) async fn count(app: Arc<App>) {
     let mut ticks = tokio::time::interval(COUNT_EVERY);
@@ -56,6 +57,14 @@ pub(crate) async fn count(app: Arc<App>) {
         ticks.tick().await;
         if let Err(error) = app.store.count_held(COUNTED).await {
             tracing::debug!(reason = chain(&error), "cannot count leases");
+        }
+        match app.store.forgive(resurgam_model::Duration::default()).await {
+            Ok(agents) => {
+                for agent in agents {
+                    tracing::info!(%agent, "its tries kept failing: it is given tasks again");
+                }
+            }
+            Err(error) => tracing::debug!(reason = chain(&error), "cannot look for the failing"),
         }
     }
 }

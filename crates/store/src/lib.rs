@@ -37,7 +37,7 @@ pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
 pub use limits::Limits;
 pub use meters::Meters;
-pub use registry::{Expired, Order, Registered, Registry};
+pub use registry::{Expired, FAILING_AFTER, FAILING_FOR, Order, Registered, Registry};
 pub use schedules::{Fired, Schedules};
 pub use supervision::Supervision;
 pub use workflows::Workflows;
@@ -144,7 +144,8 @@ pub trait Tasks: Send + Sync + 'static {
     /// Ends tries that failed: scheduled for after the policy's wait, or dead when tries are
     /// used up or `retry` is false; a dead task sends `reply_to` a `task.dead` message. Saying
     /// the same again under the same token is [`Outcome::Accepted`] if the task has not been
-    /// claimed since.
+    /// claimed since. An agent whose tries keep failing is given no tasks for a while
+    /// ([`FAILING_AFTER`]).
     async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>>;
 
     /// Takes back up to `limit` leases that have expired: ready at once, after the policy's wait

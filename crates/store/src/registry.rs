@@ -9,6 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// An agent that fails so many different tasks one after the other, none of them for good, is
+/// unhealthy: most likely it is the agent that is at fault, and it would go on to use up the tries
+/// of all tasks that there are.
+pub const FAILING_AFTER: u32 = 10;
+
+/// For so long it is given no tasks then, unless one that it still has succeeds.
+pub const FAILING_FOR: Duration = Duration::from_secs(30);
+
 /// The registry of agents.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
@@ -58,6 +66,11 @@ pub trait Registry: Send + Sync + 'static {
     /// An operator's order: take nothing new, or take tasks again. The latter also forgets that
     /// its tries kept failing. Answers the agent as it stands then, if there is such a one.
     async fn order(&self, agent: &AgentId, order: &Order) -> Result<Option<Agent>>;
+
+    /// Gives tasks again to agents whose tries kept failing, once [`FAILING_FOR`] is over, or will
+    /// be within `early`. The next try that fails for another task stops them again. Answers who
+    /// they are, in the order of their names.
+    async fn forgive(&self, early: Duration) -> Result<Vec<AgentId>>;
 
     /// One agent.
     async fn agent(&self, id: &AgentId) -> Result<Option<Agent>>;

@@ -26,6 +26,8 @@ use resurgam_client::problem::code;
 use resurgam_model::task::{Claim, Lease, Token};
 use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, TaskId};
 use schemars::JsonSchema;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::access::Caller;
@@ -50,14 +52,15 @@ pub(super) fn routes() -> Vec<Route> {
             .details(
                 "Each event `lease` holds one lease as JSON. At most `max_in_flight` of them are \
                  out at once: a place is free again when the task is completed or failed, or its \
-                 lease is lost. An event `problem` says why the stream ends; an event `end` that \
+                 lease is lost. An event `problem` says why the stream ends, \
+                 such as that the token was revoked; an event `end` that \
                  the server does, and that the stream is to be opened again. Comments are sent \
                  in between. Who opens a stream again with the same `claim` gets all leases of it \
                  that are still valid, so that none is lost with a connection.",
             )
             .query::<StreamParameters>()
             .answers_as::<String>(StatusCode::OK, "text/event-stream", "The stream")
-            .fails(&[code::INVALID_PARAMETER, code::UNKNOWN_AGENT, code::AGENT_NOT_AVAILABLE]),
+            .fails(&[code::INVALID_PARAMETER, code::UNKNOWN_AGENT]),
     ]
 }
 
@@ -142,9 +145,13 @@ async fn open(
     let claim = claim(parameters)?;
     caller.may_act_as(&claim.agent)?;
     observe::this_agent(&claim.agent);
-    let mut feed = Feed::new(app, claim);
+    let mut feed = Feed::new(Arc::clone(&app), claim);
     // Whoever may not listen is told so in the ordinary way.
     feed.claim(Instant::now()).await?;
+    // Looked at beside, however busy the stream is. Ends with the stream.
+    let refused = Arc::clone(&feed.refused);
+    let watch = async move { refused.send_replace(Some(app.access.refused(&caller).await)) };
+    feed.background.spawn(async move { drop(watch.await) });
     let events = stream::unfold(feed, |mut feed| async move {
         feed.next().await.map(|event| (Ok::<_, Infallible>(event), feed))
     });
@@ -163,12 +170,25 @@ struct Feed {
     /// When to look for leases that ended without notice.
     look_at: Instant,
     closed: bool,
+    /// Why the listener is let in no more.
+    refused: Arc<watch::Sender<Option<Problem>>>,
+    background: JoinSet<()>,
 }
 
 impl Feed {
     fn new(app: Arc<App>, claim: Claim) -> Self {
         let (held, outgoing, ended) = (HashMap::new(), VecDeque::new(), Arc::default());
-        Self { app, claim, held, outgoing, ended, look_at: Instant::now() + LOOK, closed: false }
+        Self {
+            app,
+            claim,
+            held,
+            outgoing,
+            ended,
+            look_at: Instant::now() + LOOK,
+            closed: false,
+            refused: Arc::new(watch::Sender::new(None)),
+            background: JoinSet::new(),
+        }
     }
 
     fn places(&self) -> usize {
@@ -178,11 +198,15 @@ impl Feed {
     /// The next event; none at the end.
     async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(lease) = self.outgoing.pop_front() {
-                return Some(event("lease", &lease));
-            }
             if self.closed {
                 return None;
+            }
+            if let Some(problem) = &*self.refused.borrow() {
+                self.closed = true;
+                return Some(event("problem", &**problem));
+            }
+            if let Some(lease) = self.outgoing.pop_front() {
+                return Some(event("lease", &lease));
             }
             if *self.app.closing.borrow() {
                 self.closed = true;
@@ -195,7 +219,7 @@ impl Feed {
                 }
                 tokio::select! {
                     () = tokio::time::sleep(LOOK) => {}
-                    () = self.app.closed() => {}
+                    () = over(&self.app, &self.refused) => {}
                 }
             }
         }
@@ -213,7 +237,7 @@ impl Feed {
         }
         tokio::select! {
             () = self.ended.some() => {}
-            () = self.app.closed() => {}
+            () = over(&self.app, &self.refused) => {}
             () = tokio::time::sleep_until(self.look_at) => {
                 self.claim.again = true;
                 self.claim(Instant::now()).await?;
@@ -231,7 +255,9 @@ impl Feed {
             claim.max = claim.max.saturating_sub(held).max(1);
         }
         let app = Arc::clone(&self.app);
-        let leases = claim_until(&*app.store, &app.claims, &claim, until, app.closed()).await?;
+        let refused = Arc::clone(&self.refused);
+        let over = over(&app, &refused);
+        let leases = claim_until(&*app.store, &app.claims, &claim, until, over).await?;
         if claim.again {
             let still = |task: &TaskId, token: &Token| {
                 leases.iter().any(|lease| lease.task == *task && lease.token == *token)
@@ -249,6 +275,15 @@ impl Feed {
         self.claim.again = false;
         self.look_at = Instant::now() + LOOK;
         Ok(())
+    }
+}
+
+/// Resolves when the stream is to end, whoever wants it to.
+async fn over(app: &App, refused: &watch::Sender<Option<Problem>>) {
+    let mut refused = refused.subscribe();
+    tokio::select! {
+        () = app.closed() => {}
+        _ = refused.wait_for(Option::is_some) => {}
     }
 }
 

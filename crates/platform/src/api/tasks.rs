@@ -36,8 +36,11 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/tasks/pending", pending).about("Counts, as a whole and by capability"),
         Route::post("/tasks/claim", claim)
             .about("Takes leases on tasks, waiting for one if asked to")
-            .details("The agent must be registered under this `instance`.")
-            .fails(&[code::UNKNOWN_AGENT, code::AGENT_NOT_AVAILABLE]),
+            .details(
+                "The agent must be registered under this `instance`. One that drains or is \
+                 unhealthy is given nothing, but may wait until that is over.",
+            )
+            .fails(&[code::UNKNOWN_AGENT]),
         Route::post("/tasks/extend", extend).about("Lets leases last longer"),
         Route::post("/tasks/complete", complete).about("Ends tasks with their results").details(
             "The `reply_to` of each gets a `task.completed` message in the same transaction. \

@@ -196,6 +196,27 @@ async fn a_revocation_takes_effect_in_every_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_its_token_is_revoked() {
+    let guarded = Guarded::new(controlled()).await;
+    let (secret, id) = made(&guarded.store, AccessRole::Agent, None, None).await;
+    let instance = register(&guarded.with(&secret), "w", "x").await;
+    let path = format!("/tasks/stream?agent=w&instance={instance}&capability=x");
+    let mut answer = guarded.request("GET", &path, Some(&secret)).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    // It waits for a task; that the token is gone ends it all the same.
+    guarded.store.revoke_token(id).await.unwrap();
+    let mut all = Vec::new();
+    let read = async {
+        while let Some(chunk) = answer.chunk().await.unwrap() {
+            all.extend_from_slice(&chunk);
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), read).await.expect("it goes on");
+    let all = String::from_utf8(all).unwrap();
+    assert!(all.contains("event: problem") && all.contains("the token was revoked"), "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_away_lets_nobody_in_but_the_platform_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = sqlite(dir.path());

@@ -131,6 +131,7 @@ through! {
         fn heartbeat(&self, beats: &[Heartbeat]) -> Vec<bool>;
         fn expire(&self, watched: Duration, keep: Duration, limit: u32) -> Expired;
         fn order(&self, agent: &AgentId, order: &Order) -> Option<Agent>;
+        fn forgive(&self, early: Duration) -> Vec<AgentId>;
         fn count_held(&self, limit: u32) -> u64;
         fn deregister(&self, agent: &AgentId, instance: InstanceId) -> ();
         fn agent(&self, id: &AgentId) -> Option<Agent>;

@@ -46,7 +46,10 @@ const COMPLETE: &str = concat!(
     finish!("over"),
     " SELECT count(*) AS number,
          coalesce(array_agg(capability) FILTER (WHERE limited), '{}') AS limited,
-         coalesce(array_agg(workflow) FILTER (WHERE workflow IS NOT NULL), '{}') AS workflows
+         coalesce(array_agg(workflow) FILTER (WHERE workflow IS NOT NULL), '{}') AS workflows,
+         CASE WHEN EXISTS (SELECT FROM agent_failures)
+             THEN ARRAY (SELECT DISTINCT held_by FROM over WHERE held_by IS NOT NULL)
+             ELSE '{}' END AS holders
       FROM over"
 );
 
@@ -57,7 +60,8 @@ const FAIL: &str = concat!(
             WITH ORDINALITY AS w (id, token, error, retry, n)
         ORDER BY id, token, n
     ), ended AS MATERIALIZED (
-        SELECT t.id, t.limited, w.error, w.n, true AS failed,
+        SELECT t.id, t.limited, t.held_by AS holder, t.held_instance AS life, w.error, w.n,
+            true AS failed,
             NOT w.retry OR attempts >= max_attempts AS last,
             ",
     policy_wait!(),
@@ -67,8 +71,9 @@ const FAIL: &str = concat!(
     ), ",
     end_tries!("ended"),
     " SELECT id, token, capability, state = 'ready' OR coalesce(limited, false) AS ready,
-          NULL::uuid AS workflow FROM again
-      UNION ALL SELECT id, token, capability, coalesce(limited, false), workflow FROM over"
+          NULL::uuid AS workflow, holder, life FROM again
+      UNION ALL SELECT id, token, capability, coalesce(limited, false), workflow, holder, life
+      FROM over"
 );
 
 const STANDING: &str = "SELECT id, token, failed_token, state FROM tasks WHERE id = ANY ($1)
@@ -91,7 +96,9 @@ impl PostgresStore {
         let results: Vec<_> = completions.iter().map(|done| done.result.json()).collect();
         let rows = self.query("complete tasks", COMPLETE, &[&ids, &tokens, &results]).await?;
         let mut completed = 0;
+        let mut holders: Vec<String> = Vec::new();
         for row in &rows {
+            holders.extend(get::<Vec<String>>(row, "holders")?);
             completed += get::<i64>(row, "number")?;
             // Another one of a limited kind may begin now.
             for capability in get::<Vec<&str>>(row, "limited")? {
@@ -100,6 +107,7 @@ impl PostgresStore {
             let workflows: Vec<Uuid> = get(row, "workflows")?;
             self.moved.add(workflows.into_iter().map(WorkflowId));
         }
+        self.tries_succeeded(&holders).await;
         self.ended(u64::try_from(completed).unwrap_or_default());
         if usize::try_from(completed).is_ok_and(|completed| completed == leases.len()) {
             return Ok(vec![Outcome::Accepted; leases.len()]);
@@ -118,12 +126,25 @@ impl PostgresStore {
         let params = [&ids as _, &tokens as _, &errors as _, &retries as _];
         let rows = self.query("record failed tries", FAIL, &params).await?;
         self.note_workflows(&rows)?;
+        let for_good: HashSet<_> = failures
+            .iter()
+            .filter(|f| !f.retry)
+            .map(|f| (f.lease.task.0, f.lease.token.0))
+            .collect();
+        let mut tries: Vec<(String, Uuid, Uuid)> = Vec::new();
         for row in &rows {
+            let task: Uuid = get(row, "id")?;
+            if let (Some(holder), Some(life)) = (get(row, "holder")?, get(row, "life")?)
+                && !for_good.contains(&(task, get(row, "token")?))
+            {
+                tries.push((holder, life, task));
+            }
             // It, or another one of a limited kind, may begin now.
             if get(row, "ready")? {
                 self.ring(Wake { capability: parsed(get(row, "capability")?)?, count: 1 });
             }
         }
+        self.tries_failed(&tries).await;
         self.outcomes(leases, &rows, |_, failed_before| failed_before).await
     }
 

@@ -46,7 +46,8 @@ pub(super) use finish;
 
 /// Common table expressions `again` and `over` that end the tries of the expression named, which
 /// must have the columns `id`, `last` (no further try), `error`, `wait_ms` (before the next try),
-/// `failed` (its worker said so), `limited` and `n`, and must hold the locks of the rows.
+/// `failed` (its worker said so), `limited`, `holder`, `life` (whose try it was) and `n`, and must
+/// hold the locks of the rows.
 macro_rules! end_tries {
     ($ended:literal) => {
         concat!(
@@ -61,14 +62,15 @@ macro_rules! end_tries {
                 FROM ",
             $ended,
             " AS e WHERE t.id = e.id AND NOT e.last
-                RETURNING t.id, t.token, t.capability, t.state, e.limited
+                RETURNING t.id, t.token, t.capability, t.state, e.limited, e.holder, e.life
             ), over AS (
                 DELETE FROM tasks AS t USING ",
             $ended,
             " AS e WHERE t.id = e.id AND e.last
                 RETURNING t.*, 'dead' AS end_state, NULL::text AS end_result,
                     e.error AS end_error,
-                    CASE WHEN e.failed THEN t.token ELSE t.failed_token END AS end_failed, e.n
+                    CASE WHEN e.failed THEN t.token ELSE t.failed_token END AS end_failed, e.n,
+                    e.holder, e.life
             ), ",
             $crate::postgres::finish::finish!("over")
         )

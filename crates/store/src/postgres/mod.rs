@@ -13,6 +13,7 @@ mod claim;
 mod claim_limited;
 mod connect;
 mod ends;
+mod failing;
 mod figures;
 mod finish;
 mod limits;

@@ -40,6 +40,7 @@ macro_rules! and_spread {
         )
     };
 }
+pub(super) use and_spread;
 
 pub(super) const HEARTBEAT: &str = "WITH alive AS MATERIALIZED (
          SELECT a.id FROM unnest($1::text[], $2::uuid[]) AS b (id, instance)
@@ -234,6 +235,10 @@ impl Registry for PostgresStore {
         };
         self.query("give an agent an order", ORDER, &[&agent.as_str(), &drained, &reason]).await?;
         self.one_agent(agent).await
+    }
+
+    async fn forgive(&self, early: Duration) -> Result<Vec<AgentId>> {
+        self.forgive_agents(early).await
     }
 
     async fn agent(&self, agent: &AgentId) -> Result<Option<Agent>> {

@@ -16,7 +16,7 @@ macro_rules! take_back {
             "WITH due AS MATERIALIZED (",
             $due,
             "), judged AS MATERIALIZED (
-                SELECT t.id, t.limited, attempts >= max_attempts AS last, false AS failed,
+                SELECT t.id, t.limited, t.held_by AS holder, t.held_instance AS life, attempts >= max_attempts AS last, false AS failed,
                     row_number() OVER (ORDER BY t.id) AS n,
                     CASE WHEN timeout_at <= clock_timestamp()
                         THEN 'the try took longer than the task''s timeout' ELSE '",

@@ -10,6 +10,7 @@ use resurgam_model::{AgentId, Capability, Duration, InstanceId, TaskId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+use super::failing;
 use super::fault::Fault;
 use super::messages::reply;
 use super::{get, id, now};
@@ -183,6 +184,7 @@ pub(super) fn extend(c: &Connection, lease: LeaseRef, micros: i64) -> Result<Out
 pub(super) fn complete(
     c: &Connection,
     done: &Completion,
+    some_fail: bool,
     ready: &mut Ready,
 ) -> Result<Outcome, Fault> {
     let LeaseRef { task: task_id, token } = done.lease;
@@ -192,6 +194,9 @@ pub(super) fn complete(
     }
     if !task.holds(token) {
         return Ok(Outcome::Stale);
+    }
+    if some_fail {
+        failing::succeeded(c, task.seq)?;
     }
     task.finish(c, TaskState::Completed, done.result.json())?;
     if task.limited {
@@ -209,6 +214,9 @@ pub(super) fn fail(c: &Connection, failure: &Failure, ready: &mut Ready) -> Resu
     }
     if !task.holds(token) {
         return Ok(Outcome::Stale);
+    }
+    if failure.retry {
+        failing::failed(c, task.seq)?;
     }
     task.end_try(c, &failure.error, (true, !failure.retry, task.wait()), ready)?;
     Ok(Outcome::Accepted)

@@ -9,6 +9,7 @@ mod checkpoints;
 mod claim;
 mod connection;
 mod ends;
+mod failing;
 mod fault;
 mod figures;
 mod limits;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::ends::{Ready, return_leases};
 use super::fault::Fault;
-use super::{SqliteStore, get, id, lookup, now};
+use super::{SqliteStore, failing, get, id, lookup, now};
 use crate::column::{agent_state, micros, own_state, parsed, to_json};
 use crate::{Error, Expired, LeasesOf, Order, Registered, Registry, Result};
 
@@ -88,6 +88,17 @@ impl Registry for SqliteStore {
             lookup::one(c, &agent)
         };
         self.writer.run("give an agent an order", request).await
+    }
+
+    async fn forgive(&self, early: Duration) -> Result<Vec<AgentId>> {
+        // Looked up by a reader, so that the writer has nothing to do as long as nobody fails.
+        let then = now().saturating_add(micros(early));
+        let due = move |c: &Connection| failing::due(c, then);
+        if self.readers.run("look for failing agents", due).await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let forgive = move |c: &Connection| failing::forgive(c, early);
+        self.writer.run("give failing agents tasks again", forgive).await
     }
 
     async fn agent(&self, agent: &AgentId) -> Result<Option<Agent>> {
@@ -209,7 +220,7 @@ fn heartbeat(c: &Connection, beat: &Heartbeat, now: i64) -> Result<bool, Fault> 
 }
 
 /// Brings the look-up table into line with an agent.
-fn spread(c: &Connection, agent: &str) -> Result<(), Fault> {
+pub(super) fn spread(c: &Connection, agent: &str) -> Result<(), Fault> {
     let mut statement = c.prepare_cached(
         "UPDATE agent_capabilities AS c SET free = a.free
          FROM (SELECT id, iif(state = 'available', max(capacity - max(load, held), 0), -1) AS free

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::ends::{self, Ready, return_leases};
 use super::fault::Fault;
-use super::{SqliteStore, claim, get, id, now, submit};
+use super::{SqliteStore, claim, failing, get, id, now, submit};
 use crate::column::{from_json, micros, parsed, parsed_if, payload, time, time_if, unsigned};
 use crate::{Counted, LeasesOf, Promoted, Result, Tasks, Wake};
 
@@ -102,7 +102,8 @@ impl Tasks for SqliteStore {
     async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>> {
         let completions = completions.to_vec();
         let request = move |c: &Connection, ready: &mut Ready| {
-            completions.iter().map(|done| ends::complete(c, done, ready)).collect()
+            let some_fail = failing::some(c)?;
+            completions.iter().map(|done| ends::complete(c, done, some_fail, ready)).collect()
         };
         self.run_ending("complete tasks", request).await
     }

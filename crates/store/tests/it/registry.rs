@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use resurgam_model::agent::{
     AgentCursor, AgentOrder, AgentQuery, AgentState, Heartbeat, HeartbeatTerms, OwnState,
 };
-use resurgam_model::task::{Outcome, TaskState};
+use resurgam_model::task::{Failure, Outcome, RetryPolicy, TaskState};
 use resurgam_model::{Duration, InstanceId, Timestamp};
-use resurgam_store::{Error, Expired, LeasesOf, Order, Registered};
+use resurgam_store::{Error, Expired, FAILING_AFTER, FAILING_FOR, LeasesOf, Order, Registered};
 
 use crate::fixture::{
     Fixture, HOUR, NOTHING, agent, capability, claimed, completion, lease_ref, register,
@@ -25,6 +25,7 @@ crate::on_both! {
     agents_are_found_by_what_they_can_do_and_by_their_labels
     the_one_with_the_most_free_places_comes_first
     who_drains_or_is_unhealthy_is_given_no_tasks
+    whose_tries_keep_failing_is_given_no_tasks_for_a_while
     what_a_life_said_of_itself_ends_with_it
     everybody_is_judged_by_their_own_terms_and_by_what_could_be_seen
     who_is_gone_for_long_is_forgotten
@@ -333,6 +334,93 @@ async fn who_drains_or_is_unhealthy_is_given_no_tasks(store: Fixture) {
     assert_eq!((resumed.state, resumed.reason), (AgentState::Available, None));
     store.claim(&claim).await.unwrap();
     assert_eq!(store.order(&agent("nobody"), &Order::Resume).await.unwrap(), None);
+}
+
+/// Claims a task, and fails it.
+async fn fails(store: &Fixture, life: InstanceId, retry: bool) {
+    let mut later = task("x");
+    later.retry = RetryPolicy { backoff: HOUR, max_backoff: HOUR, max_attempts: 2, ..later.retry };
+    store.submit(&[later]).await.unwrap();
+    let lease = store.claim(&wanted("w", life, 1, HOUR)).await.unwrap().remove(0);
+    let failure =
+        Failure { lease: lease_ref(&lease), error: "it does not work here".to_owned(), retry };
+    // Said twice, it counts once.
+    for _ in 0..2 {
+        assert_eq!(store.fail(std::slice::from_ref(&failure)).await.unwrap(), [Outcome::Accepted]);
+    }
+}
+
+async fn whose_tries_keep_failing_is_given_no_tasks_for_a_while(store: Fixture) {
+    let life = register(&store, "w").await;
+    // One that it has before all that, and that will succeed.
+    store.submit(&[task("x")]).await.unwrap();
+    let good = store.claim(&wanted("w", life, 1, HOUR)).await.unwrap().remove(0);
+    // A task that fails again and again is one.
+    let mut stubborn = task("x");
+    stubborn.retry = RetryPolicy { backoff: NOTHING, max_attempts: 30, ..stubborn.retry };
+    store.submit(&[stubborn]).await.unwrap();
+    for _ in 0..20 {
+        store.promote(9).await.unwrap();
+        let lease = store.claim(&wanted("w", life, 1, HOUR)).await.unwrap().remove(0);
+        let failure = Failure { lease: lease_ref(&lease), error: "again".to_owned(), retry: true };
+        store.fail(&[failure]).await.unwrap();
+    }
+    store.promote(9).await.unwrap();
+    let stubborn = store.claim(&wanted("w", life, 1, HOUR)).await.unwrap().remove(0);
+    // What cannot be done anywhere says nothing of who tried.
+    for _ in 0..FAILING_AFTER {
+        fails(&store, life, false).await;
+    }
+    for _ in 0..FAILING_AFTER - 2 {
+        fails(&store, life, true).await;
+    }
+    assert_eq!(state(&store, "w").await, AgentState::Available);
+    fails(&store, life, true).await;
+    let found = store.agent(&agent("w")).await.unwrap().unwrap();
+    assert_eq!((found.state, found.free), (AgentState::Unhealthy, 0));
+    assert_eq!(found.reason.as_deref(), Some("10 tasks failed one after the other"));
+    let refused = store.claim(&wanted("w", life, 1, HOUR)).await.unwrap_err();
+    assert!(matches!(refused, Error::NoTasks { state: AgentState::Unhealthy, .. }), "{refused:?}");
+    let free = AgentQuery {
+        capability: Some(capability("x")),
+        sort: AgentOrder::Load,
+        ..AgentQuery::default()
+    };
+    assert_eq!(names(&store, free.clone()).await, "");
+    // That it says it is well changes nothing.
+    store.heartbeat(&[says("w", life, OwnState::Available)]).await.unwrap();
+    assert_eq!(state(&store, "w").await, AgentState::Unhealthy);
+
+    // After a while it is tried again, and one more is enough.
+    assert!(store.forgive(NOTHING).await.unwrap().is_empty());
+    assert_eq!(store.forgive(FAILING_FOR).await.unwrap(), [agent("w")]);
+    assert_eq!(names(&store, free.clone()).await, "w");
+    fails(&store, life, true).await;
+    assert_eq!(state(&store, "w").await, AgentState::Unhealthy);
+
+    // Something that it still has succeeds.
+    store.complete(&[completion(lease_ref(&good))]).await.unwrap();
+    let found = store.agent(&agent("w")).await.unwrap().unwrap();
+    assert_eq!((found.state, found.reason), (AgentState::Available, None));
+    assert_eq!(names(&store, free).await, "w");
+    for _ in 0..FAILING_AFTER - 1 {
+        fails(&store, life, true).await;
+    }
+    assert_eq!(state(&store, "w").await, AgentState::Available);
+    fails(&store, life, true).await;
+    assert_eq!(state(&store, "w").await, AgentState::Unhealthy);
+    store.cancel(&[stubborn.task], "enough").await.unwrap();
+    // A new life begins anew, and so does one that an operator resumes.
+    let next = register(&store, "w").await;
+    assert_eq!(state(&store, "w").await, AgentState::Available);
+    for _ in 0..FAILING_AFTER {
+        fails(&store, next, true).await;
+    }
+    assert_eq!(state(&store, "w").await, AgentState::Unhealthy);
+    store.order(&agent("w"), &Order::Resume).await.unwrap();
+    assert_eq!(state(&store, "w").await, AgentState::Available);
+    fails(&store, next, true).await;
+    assert_eq!(state(&store, "w").await, AgentState::Available);
 }
 
 async fn what_a_life_said_of_itself_ends_with_it(store: Fixture) {

@@ -47,6 +47,8 @@ struct State {
 /// A token.
 pub(super) struct Known {
     pub(super) token: AccessToken,
+    /// Of the secret: finds it again.
+    pub(super) hash: TokenHash,
     /// When its use was last noted, in seconds since 1970.
     noted: AtomicI64,
 }
@@ -111,7 +113,7 @@ impl Cache {
         };
         let Some(token) = self.store.token_by_hash(hash).await? else { return Ok(None) };
         let noted = token.last_used_at.map_or(0, Timestamp::as_second);
-        let known = Arc::new(Known { token, noted: AtomicI64::new(noted) });
+        let known = Arc::new(Known { token, hash: *hash, noted: AtomicI64::new(noted) });
         if known.token.revoked_at.is_none() {
             let mut state = self.state();
             // If one was revoked since, this may be it.

@@ -30,7 +30,7 @@ use resurgam_model::access::{
 use resurgam_model::{AgentId, Timestamp, TokenId};
 use resurgam_store::SharedStore;
 
-use self::cache::Cache;
+use self::cache::{Cache, Known};
 use self::caller::Who;
 use self::rate::Limiter;
 use self::rules::{Needs, Rule};
@@ -130,15 +130,35 @@ impl Access {
         let Some(known) = self.cache.find(&hash).await? else {
             return Err(Problem::unauthenticated("the token is not known here"));
         };
-        if known.token.revoked_at.is_some() {
-            return Err(Problem::unauthenticated("the token was revoked"));
-        }
-        if !known.token.is_valid(Timestamp::now()) {
-            return Err(Problem::unauthenticated("the token has expired"));
-        }
+        valid(&known)?;
         self.cache.note_use(&known);
         observe::this_token(known.token.id);
         is(Who::Token(known))
+    }
+
+    /// Whether a caller that was let in some time ago would be let in now. A store that is away
+    /// changes nothing: who is in stays in.
+    async fn is_still_let_in(&self, caller: &Caller) -> Result<(), Problem> {
+        let Who::Token(known) = &caller.who else { return Ok(()) };
+        match self.cache.find(&known.hash).await {
+            Ok(Some(known)) => valid(&known),
+            Ok(None) => Err(Problem::unauthenticated("the token is not known here")),
+            Err(_) => valid(known),
+        }
+    }
+
+    /// Resolves once a caller that was let in would be let in no more, with the reason: for
+    /// answers that take long. Looked at each second.
+    pub(crate) async fn refused(&self, caller: &Caller) -> Problem {
+        if !matches!(caller.who, Who::Token(_)) {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if let Err(problem) = self.is_still_let_in(caller).await {
+                return problem;
+            }
+        }
     }
 
     /// Counts a request against what its caller may.
@@ -162,6 +182,20 @@ impl Access {
             None => Ok(()),
         }
     }
+}
+
+/// So often it is looked whether who gets a long answer may still have it.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Whether the token is still good.
+fn valid(known: &Known) -> Result<(), Problem> {
+    if known.token.revoked_at.is_some() {
+        return Err(Problem::unauthenticated("the token was revoked"));
+    }
+    if !known.token.is_valid(Timestamp::now()) {
+        return Err(Problem::unauthenticated("the token has expired"));
+    }
+    Ok(())
 }
 
 /// The token in the header.
