@@ -217,7 +217,21 @@ impl Client {
 
     /// Extends leases to `lease` from now.
     pub async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>> {
-        let request = wire::ExtendRequest { leases: leases.to_vec(), lease };
+        let request = wire::ExtendRequest { leases: leases.to_vec(), lease, note: None };
+        let answer: wire::Outcomes<_> = self.post("tasks/extend", &request).await?;
+        Ok(answer.outcomes)
+    }
+
+    /// Extends leases to `lease` from now, and says how far the work is: a short text for people,
+    /// of up to 256 characters, shown with the tasks as long as they run.
+    pub async fn extend_with_note(
+        &self,
+        leases: &[LeaseRef],
+        lease: Duration,
+        note: &str,
+    ) -> Result<Vec<Outcome>> {
+        let note = Some(note.to_owned());
+        let request = wire::ExtendRequest { leases: leases.to_vec(), lease, note };
         let answer: wire::Outcomes<_> = self.post("tasks/extend", &request).await?;
         Ok(answer.outcomes)
     }

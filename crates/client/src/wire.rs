@@ -335,6 +335,10 @@ pub struct ExtendRequest {
     pub leases: Vec<LeaseRef>,
     /// From now, until when.
     pub lease: Duration,
+    /// How far the holder is with them, for people: shown with the tasks as long as they run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Text>")]
+    pub note: Option<String>,
 }
 
 /// The answer to a registration.

@@ -164,9 +164,29 @@ name_id! {
     ScheduleName "name of a schedule";
 }
 
+impl Capability {
+    /// The same for the agents that have a label: `resize/zone:eu-1` is `resize` near `zone=eu-1`.
+    /// Agents that are there can do both; tasks that are to be done there are handed in for this,
+    /// with the capability itself as their fallback if others may do them in the end.
+    ///
+    /// # Errors
+    /// When label and value make no name.
+    pub fn near(&self, label: &str, value: &str) -> Result<Self, InvalidName> {
+        Self::new(format!("{self}/{label}:{value}"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_capability_near_something_is_one_of_its_own() {
+        let resize = Capability::new("resize").unwrap();
+        assert_eq!(resize.near("zone", "eu-1").unwrap().as_str(), "resize/zone:eu-1");
+        assert!(resize.near("zone", "eu 1").is_err());
+        assert!(resize.near("zone", &"x".repeat(128)).is_err());
+    }
 
     #[test]
     fn names_are_checked_on_every_way_in() {

@@ -25,8 +25,8 @@ pub mod workflow;
 
 pub use duration::Duration;
 pub use id::{
-    AgentId, Capability, ClaimId, ComponentName, IncidentId, InstanceId, MessageId, RunId,
-    ScheduleName, TaskId, TokenId, TokenName, WorkflowId,
+    AgentId, Capability, ClaimId, ComponentName, IncidentId, InstanceId, InvalidName, MessageId,
+    RunId, ScheduleName, TaskId, TokenId, TokenName, WorkflowId,
 };
 pub use jiff::Timestamp;
 pub use objective::{Objectives, Severity};

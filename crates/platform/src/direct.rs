@@ -146,6 +146,19 @@ impl Queue for Direct {
         self.store().await.extend(leases, lease).await.map_err(told)
     }
 
+    async fn extend_with_note(
+        &self,
+        leases: &[LeaseRef],
+        lease: Duration,
+        note: &str,
+    ) -> resurgam_client::Result<Vec<Outcome>> {
+        check::text("note", note).map_err(refused)?;
+        let store = self.store().await;
+        let outcomes = store.extend(leases, lease).await.map_err(told)?;
+        store.note(leases, note).await.map_err(told)?;
+        Ok(outcomes)
+    }
+
     async fn complete(&self, completions: &[Completion]) -> resurgam_client::Result<Vec<Outcome>> {
         check::completions(completions, &Limits::default()).map_err(refused)?;
         self.store().await.complete(completions).await.map_err(told)

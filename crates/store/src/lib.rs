@@ -135,6 +135,10 @@ pub trait Tasks: Send + Sync + 'static {
     /// they are [`Outcome::Stale`]. Answers one outcome per lease, in order.
     async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>>;
 
+    /// Takes note of what holders say of how far they are. It shows as long as the lease holds.
+    /// Answers one outcome per lease, in order.
+    async fn note(&self, leases: &[LeaseRef], note: &str) -> Result<Vec<Outcome>>;
+
     /// Completes tasks, and sends each one's `reply_to` a `task.completed` message in the same
     /// transaction. Saying the same again (same token, completed already) is
     /// [`Outcome::Accepted`] and changes nothing. An expired lease that nobody has taken back
@@ -157,8 +161,9 @@ pub trait Tasks: Send + Sync + 'static {
     /// `except`. Ready at once, or dead when tries are used up.
     async fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> Result<u64>;
 
-    /// Makes up to `limit` tasks ready whose time has come. Answers how many, and when the time
-    /// of the next one comes.
+    /// Makes up to `limit` tasks ready whose time has come, and turns as many over to the agents of
+    /// their fallback that nobody has begun in time. Answers how many, and when the time of the
+    /// next one comes.
     async fn promote(&self, limit: u32) -> Result<Promoted>;
 
     /// Takes back tasks that are not over, also those under a lease, whose holders learn of it

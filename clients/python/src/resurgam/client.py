@@ -7,7 +7,7 @@ import ssl
 import time
 import uuid
 from datetime import datetime
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import TaskFailed, WaitTimeout
 from .transport import Connection, Patience, Transport, segment
@@ -129,6 +129,7 @@ class Client:
         keep: Optional[Length] = None,
         retry: Optional[RetryPolicy] = None,
         reply_to: Optional[str] = None,
+        fallback: Optional[Tuple[str, Length]] = None,
     ) -> Submitted:
         """Hands in one task. When this returns, it is durable.
 
@@ -141,6 +142,8 @@ class Client:
         - ``tags``: words to find it by.
         - ``keep``: how long it is kept once it is over.
         - ``retry``: how often and how far apart it is tried.
+        - ``fallback``: another capability, and after how long without anybody who begins it the task
+          is for that one.
         - ``reply_to``: the agent whose mailbox gets a message when it is over.
 
         >>> client.submit("draft", {"title": "Tides"}, priority=5, delay="10s",
@@ -160,6 +163,7 @@ class Client:
             keep=keep,
             retry=retry,
             reply_to=reply_to,
+            fallback=fallback,
         )
         return Submitted.from_json(self.request("POST", "/tasks", _keyed(task)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 #: Any JSON value.
 Json = Any
@@ -116,6 +116,8 @@ class NewTask:
     keep: Optional[Length] = None
     retry: Optional[RetryPolicy] = None
     reply_to: Optional[str] = None
+    #: Another capability, and how long after it could be claimed first the task is for that one.
+    fallback: Optional[Tuple[str, Length]] = None
 
     def to_json(self) -> Dict[str, Json]:
         """As it is sent."""
@@ -131,6 +133,9 @@ class NewTask:
             retry=None if self.retry is None else self.retry.to_json(),
             reply_to=self.reply_to,
         )
+        if self.fallback is not None:
+            capability, after = self.fallback
+            task["fallback"] = {"capability": capability, "after": length_text(after)}
         task["capability"] = self.capability
         task["payload"] = self.payload
         return task

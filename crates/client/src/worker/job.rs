@@ -1,5 +1,7 @@
 //! What a handler is given.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use resurgam_model::task::{Lease, Token};
 use resurgam_model::{Capability, Payload, TaskId};
 use serde::de::DeserializeOwned;
@@ -12,17 +14,48 @@ use super::HandlerError;
 pub struct Job {
     lease: Lease,
     cancellation: Cancellation,
+    note: Note,
 }
+
+/// What a handler said of how far it is, until it is told to the platform.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Note(Arc<Mutex<Option<String>>>);
+
+impl Note {
+    fn set(&self, text: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    /// What is to be told; once.
+    pub(super) fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The most characters of a note.
+const MAX_NOTE: usize = 256;
 
 impl Job {
     /// A job that nobody cancels, for trying a handler out.
     #[must_use]
     pub fn new(lease: Lease) -> Self {
-        Self { lease, cancellation: Cancellation(watch::channel(None).1) }
+        let cancellation = Cancellation(watch::channel(None).1);
+        Self { lease, cancellation, note: Note::default() }
     }
 
-    pub(super) fn under(lease: Lease, cancelled: watch::Receiver<Option<Cancelled>>) -> Self {
-        Self { lease, cancellation: Cancellation(cancelled) }
+    pub(super) fn under(
+        lease: Lease,
+        cancelled: watch::Receiver<Option<Cancelled>>,
+        note: Note,
+    ) -> Self {
+        Self { lease, cancellation: Cancellation(cancelled), note }
+    }
+
+    /// Says how far the work is, for people who look at the task: a short text, told with the next
+    /// extension of the lease, within a third of it. Of several in between the last one counts, and
+    /// only its first 256 characters without control characters.
+    pub fn note(&self, text: &str) {
+        self.note.set(text.chars().filter(|c| !c.is_control()).take(MAX_NOTE).collect());
     }
 
     /// The task. The same on every try: the key under which the handler's effects elsewhere can

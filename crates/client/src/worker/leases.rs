@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::job::Cancelled;
+use super::job::{Cancelled, Note};
 use super::queue::within;
 use super::{CALL_TIMEOUT, Shared};
 use crate::chain;
@@ -25,6 +25,7 @@ pub(super) struct Table(Mutex<HashMap<TaskId, Held>>);
 struct Held {
     token: Token,
     cancel: watch::Sender<Option<Cancelled>>,
+    note: Note,
     /// None while it waits.
     work: Option<AbortHandle>,
 }
@@ -50,7 +51,8 @@ impl Table {
         if held.get(&lease.task).is_some_and(|held| held.token >= lease.token) {
             return false;
         }
-        let new = Held { token: lease.token, cancel: watch::Sender::new(None), work: None };
+        let cancel = watch::Sender::new(None);
+        let new = Held { token: lease.token, cancel, note: Note::default(), work: None };
         if let Some(old) = held.insert(lease.task, new) {
             old.lost();
         }
@@ -61,12 +63,12 @@ impl Table {
     pub(super) fn begin(
         &self,
         lease: LeaseRef,
-        spawn: impl FnOnce(watch::Receiver<Option<Cancelled>>) -> AbortHandle,
+        spawn: impl FnOnce(watch::Receiver<Option<Cancelled>>, Note) -> AbortHandle,
     ) -> bool {
         let mut held = self.held();
         match held.get_mut(&lease.task) {
             Some(held) if held.token == lease.token => {
-                held.work = Some(spawn(held.cancel.subscribe()));
+                held.work = Some(spawn(held.cancel.subscribe(), held.note.clone()));
                 true
             }
             _ => false,
@@ -106,6 +108,15 @@ impl Table {
         let held = self.held();
         held.iter().map(|(task, held)| LeaseRef { task: *task, token: held.token }).collect()
     }
+
+    /// What handlers have said of how far they are, and nobody was told yet.
+    fn notes(&self) -> Vec<(LeaseRef, String)> {
+        let held = self.held();
+        let note = |(task, held): (&TaskId, &Held)| {
+            Some((LeaseRef { task: *task, token: held.token }, held.note.take()?))
+        };
+        held.iter().filter_map(note).collect()
+    }
 }
 
 /// Extends the leases of what is here or still to be reported, and drops what was lost; runs
@@ -130,6 +141,14 @@ pub(super) async fn extend(shared: Arc<Shared>) {
                     log(&error);
                     ticks.reset_after(retry);
                 }
+            }
+        }
+        // A note that cannot be told is lost: it is for people, and the next one says more.
+        for (held, note) in shared.table.notes() {
+            let call = shared.queue.extend_with_note(std::slice::from_ref(&held), lease, &note);
+            if let Err(error) = within(&*shared.queue, bound, call).await {
+                log(&error);
+                break;
             }
         }
     }
@@ -181,7 +200,7 @@ mod tests {
         assert!(table.claimed(&old));
         assert!(!table.claimed(&old), "the same lease, told again");
         let (work, mut told) = (tokio::spawn(std::future::pending::<()>()), None);
-        assert!(table.begin(name(&old), |cancelled| {
+        assert!(table.begin(name(&old), |cancelled, _| {
             told = Some(cancelled);
             work.abort_handle()
         }));
@@ -194,6 +213,6 @@ mod tests {
         table.lost(name(&old));
         assert_eq!(table.leases(), [name(&new)]);
         table.lost(name(&new));
-        assert!(!table.begin(name(&new), |_| panic!("its lease was lost")));
+        assert!(!table.begin(name(&new), |_, _| panic!("its lease was lost")));
     }
 }

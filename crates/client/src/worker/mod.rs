@@ -37,7 +37,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use resurgam_model::agent::Registration;
-use resurgam_model::{AgentId, Capability, Duration, InstanceId};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, InvalidName};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -163,6 +163,18 @@ impl Worker {
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.labels.insert(name.into(), value.into());
         self
+    }
+
+    /// Where it is: a label for the registry, by which it also gets the tasks that are to be done
+    /// near: those for `CAPABILITY/LABEL:VALUE` ([`Capability::near`]) of all that it can do so far.
+    ///
+    /// # Errors
+    /// When label and value are no part of a capability's name.
+    pub fn at(mut self, label: &str, value: &str) -> Result<Self, InvalidName> {
+        for (capability, handler) in self.handlers.clone() {
+            self.handlers.insert(capability.near(label, value)?, handler);
+        }
+        Ok(self.label(label, value))
     }
 
     /// The version of its software, for the registry.

@@ -30,6 +30,18 @@ pub trait Queue: Send + Sync + 'static {
     /// Extends leases to `lease` from now; one word per lease, in order.
     async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>>;
 
+    /// Extends leases as [`Queue::extend`], and says how far the work is. A queue that has no place
+    /// for that only extends.
+    async fn extend_with_note(
+        &self,
+        leases: &[LeaseRef],
+        lease: Duration,
+        note: &str,
+    ) -> Result<Vec<Outcome>> {
+        let _ = note;
+        self.extend(leases, lease).await
+    }
+
     /// Completes tasks; one word per task, in order.
     async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>>;
 
@@ -129,6 +141,15 @@ impl Queue for Remote {
 
     async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>> {
         self.api.extend(leases, lease).await
+    }
+
+    async fn extend_with_note(
+        &self,
+        leases: &[LeaseRef],
+        lease: Duration,
+        note: &str,
+    ) -> Result<Vec<Outcome>> {
+        self.api.extend_with_note(leases, lease, note).await
     }
 
     async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>> {

@@ -119,8 +119,8 @@ impl<'a> Works<'a> {
         };
         let handler = Arc::clone(handler);
         let Self { set, running, .. } = self;
-        let begun = self.shared.table.begin(name, |cancelled| {
-            let job = Job::under(lease, cancelled);
+        let begun = self.shared.table.begin(name, |cancelled, note| {
+            let job = Job::under(lease, cancelled, note);
             let work = set.spawn(async move { handler.handle(job).await });
             running.insert(work.id(), (name, Instant::now()));
             work

@@ -136,6 +136,9 @@ pub struct NewTask {
     /// Tries and waits.
     #[serde(default)]
     pub retry: RetryPolicy,
+    /// For which other agents it is when nobody has begun it after a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     /// Who gets a message on the bus when the task is completed, dead or cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<AgentId>,
@@ -143,6 +146,17 @@ pub struct NewTask {
     /// hands in such tasks.
     #[serde(skip_deserializing, default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<WorkflowStep>,
+}
+
+/// For whom a task is when nobody has begun it after a while: it is handed in for the agents that
+/// are near, and becomes one for all that are able to do it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// What an agent must be able to do then, instead.
+    pub capability: Capability,
+    /// How long after it could be claimed first.
+    pub after: Duration,
 }
 
 /// How long completed and cancelled tasks are kept unless they say otherwise.
@@ -173,6 +187,7 @@ impl NewTask {
             tags: Vec::new(),
             keep: None,
             retry: RetryPolicy::default(),
+            fallback: None,
             reply_to: None,
             workflow: None,
         }
@@ -215,6 +230,12 @@ pub struct Task {
     pub timeout: Option<Duration>,
     /// Tries and waits.
     pub retry: RetryPolicy,
+    /// For which other agents it is when nobody has begun it after a while; none once it is.
+    #[serde(default)]
+    pub fallback: Option<Fallback>,
+    /// What its holder said last of how far it is.
+    #[serde(default)]
+    pub note: Option<String>,
     /// Who gets a message when it is over.
     pub reply_to: Option<AgentId>,
     /// The step of a workflow that it carries out.

@@ -51,7 +51,7 @@ pub(super) fn size(field: impl Display, bytes: usize, limits: &Limits) -> Checke
     )))
 }
 
-pub(super) fn text(field: impl Display, text: &str) -> Checked {
+pub(crate) fn text(field: impl Display, text: &str) -> Checked {
     if text.chars().count() <= MAX_TEXT && !text.chars().any(char::is_control) {
         return Ok(());
     }
@@ -98,6 +98,13 @@ pub(super) fn task(field: &str, task: &NewTask, limits: &Limits) -> Checked {
     }
     if let Some(key) = &task.key {
         not_empty(format_args!("{field}key"), key)?;
+    }
+    if let Some(fallback) = &task.fallback {
+        if fallback.capability == task.capability {
+            let detail = format!("{field}fallback.capability is the task's own; name another one");
+            return Err(Problem::invalid_field(detail));
+        }
+        not_longer_than(format_args!("{field}fallback.after"), fallback.after, LONGEST_DELAY)?;
     }
     if task.tags.len() > MAX_TAGS {
         return Err(Problem::invalid_field(format!("{field}tags: at most {MAX_TAGS}")));

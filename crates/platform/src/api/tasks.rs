@@ -154,10 +154,17 @@ pub(super) async fn extend(
 ) -> Result<Answer<Outcomes<Vec<Outcome>>>, Problem> {
     check::count("leases", request.leases.len())?;
     check::lease(request.lease)?;
+    request.note.iter().try_for_each(|note| check::text("note", note))?;
     let own = Own::of(&app, &caller, request.leases, |lease| *lease).await?;
     let outcomes = match &*own.items {
         [] => Vec::new(),
-        leases => app.store.extend(leases, request.lease).await?,
+        leases => {
+            let outcomes = app.store.extend(leases, request.lease).await?;
+            if let Some(note) = &request.note {
+                app.store.note(leases, note).await?;
+            }
+            outcomes
+        }
     };
     Ok(Answer(Outcomes { outcomes: own.answer(outcomes) }))
 }

@@ -78,6 +78,7 @@ through! {
     Tasks {
         fn submit(&self, tasks: &[NewTask]) -> Vec<Submitted>;
         fn claim(&self, claim: &Claim) -> Vec<Lease>;
+        fn note(&self, leases: &[LeaseRef], note: &str) -> Vec<Outcome>;
         fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Vec<Outcome>;
         fn complete(&self, completions: &[Completion]) -> Vec<Outcome>;
         fn fail(&self, failures: &[Failure]) -> Vec<Outcome>;

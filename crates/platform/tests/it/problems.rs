@@ -54,7 +54,7 @@ async fn bodies() {
     let (_dir, server) = small().await;
     insta::assert_snapshot!(post(&server, "/tasks", "").await, @"400 malformed-json: the body is empty; JSON is needed");
     insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\": x}").await, @"400 malformed-json: expected value at line 1 column 16");
-    insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"x\",\n\"prio\":3}").await, @"422 invalid-field: unknown field `prio`, expected one of `capability`, `payload`, `idempotency_key`, `priority`, `delay`, `run_at`, `timeout`, `key`, `tags`, `keep`, `retry`, `reply_to` at line 2 column 6");
+    insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"x\",\n\"prio\":3}").await, @"422 invalid-field: unknown field `prio`, expected one of `capability`, `payload`, `idempotency_key`, `priority`, `delay`, `run_at`, `timeout`, `key`, `tags`, `keep`, `retry`, `fallback`, `reply_to` at line 2 column 6");
     insta::assert_snapshot!(post(&server, "/tasks", "{}").await, @"422 invalid-field: missing field `capability` at line 1 column 2");
     insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"a b\"}").await, @r#"422 invalid-field: capability "a b" is not allowed: use 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_', '-', ':' and '/', the first of them a letter or digit at line 1 column 20"#);
     insta::assert_snapshot!(post(&server, "/tasks", "{\"capability\":\"x\",\"delay\":\"soon\"}").await, @r#"422 invalid-field: "soon" is not a duration: write a number and a unit, such as "250ms", "15m" or "1h 30m" at line 1 column 33"#);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use resurgam_client::worker::{Handler, HandlerError, Job, Sha256};
 use resurgam_model::agent::AgentState;
-use resurgam_model::task::TaskState;
+use resurgam_model::task::{Fallback, TaskState};
 use resurgam_model::{Duration, Payload};
 use resurgam_store::LeasesOf;
 use tokio::sync::watch;
@@ -154,6 +154,51 @@ async fn a_worker_that_is_to_end_finishes_what_it_has_begun() {
     // Handed in around the end: done, or waiting for somebody else, but held by nobody.
     let later = server.client.task(later).await.unwrap().unwrap();
     assert_ne!(later.state, TaskState::Running, "{later:?}");
+}
+
+/// Says how far it is, and goes on when it may.
+struct Chatty(Arc<Gate>);
+
+#[async_trait]
+impl Handler for Chatty {
+    async fn handle(&self, job: Job) -> Result<Payload, HandlerError> {
+        job.note("page 3\nof 7");
+        self.0.handle(job).await
+    }
+}
+
+#[tokio::test]
+async fn a_worker_gets_what_is_to_be_done_near_it_and_says_how_far_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let gate = Gate::closed();
+    let near = worker("near").on(capability("x"), Chatty(gate.clone()));
+    let near = near.at("zone", "a").unwrap().lease(Duration::from_secs(1));
+    let _near = Worker::start(&server, near);
+    until("registered", async || server.client.agent(&agent("near")).await.unwrap().is_some())
+        .await;
+    let found = server.client.agent(&agent("near")).await.unwrap().unwrap();
+    assert_eq!(found.labels["zone"], "a");
+    let id = server.client.submit(&task("x/zone:a", "")).await.unwrap().id;
+    gate.running(1).await;
+    until("the note is told", async || {
+        server.client.task(id).await.unwrap().unwrap().note.as_deref() == Some("page 3of 7")
+    })
+    .await;
+    // Nobody is near: after a while anybody may.
+    let mut elsewhere = task("x/zone:b", "");
+    elsewhere.fallback =
+        Some(Fallback { capability: capability("x"), after: Duration::from_millis(50) });
+    let elsewhere = server.client.submit(&elsewhere).await.unwrap().id;
+    gate.running(2).await;
+    gate.open();
+    for id in [id, elsewhere] {
+        reaches(&server.client, id, TaskState::Completed).await;
+    }
+    let mut silly = task("x", "");
+    silly.fallback = Some(Fallback { capability: capability("x"), after: Duration::from_secs(1) });
+    let refused = server.client.submit(&silly).await.unwrap_err().to_string();
+    assert!(refused.contains("fallback.capability is the task's own"), "{refused}");
 }
 
 #[tokio::test]

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use resurgam_client::Client;
 use resurgam_client::wire::{Ordered, TaskFilter, TaskOrder};
-use resurgam_model::task::{Change, NewTask, Task, TaskQuery, TaskState};
+use resurgam_model::task::{Change, Fallback, NewTask, Task, TaskQuery, TaskState};
 use resurgam_model::{AgentId, Capability, Duration, Payload, TaskId, Timestamp};
 
 use super::api::ApiArgs;
+use super::work::Label;
 use crate::failure::{Failure, code};
 use crate::output;
 
@@ -77,6 +78,12 @@ struct SubmitArgs {
     /// A word to find it by. Can be given several times.
     #[arg(long = "tag")]
     tags: Vec<String>,
+    /// To be done near: only by agents that are there, as LABEL=VALUE.
+    #[arg(long, value_name = "LABEL=VALUE", value_parser = Label::parse)]
+    near: Option<Label>,
+    /// With --near: if none of them has begun it after so long, any other agent may.
+    #[arg(long, value_name = "TIME", requires = "near")]
+    near_for: Option<Duration>,
     /// How long it is kept once it is completed.
     #[arg(long)]
     keep: Option<Duration>,
@@ -224,6 +231,11 @@ async fn submit(args: SubmitArgs) -> Result<u8, Failure> {
     }
     task.key = args.key;
     task.tags = args.tags;
+    if let Some(Label { name, value }) = &args.near {
+        let near = task.capability.near(name, value)?;
+        let capability = std::mem::replace(&mut task.capability, near);
+        task.fallback = args.near_for.map(|after| Fallback { capability, after });
+    }
     task.keep = args.keep;
     task.reply_to = args.reply_to;
     let client = args.api.client()?;

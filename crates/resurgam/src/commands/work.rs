@@ -28,6 +28,10 @@ pub(crate) struct WorkArgs {
     /// Also take the tasks that are expected to begin within this time; 50ms if not given.
     #[arg(long)]
     pub(crate) ahead: Option<Duration>,
+    /// Where the worker is, as LABEL=VALUE: a label for the registry, by which it also gets the
+    /// tasks that are to be done near. Can be given several times.
+    #[arg(long = "at", value_name = "LABEL=VALUE", value_parser = Label::parse)]
+    pub(crate) at: Vec<Label>,
     /// The program that does the work, with all that follows as its arguments.
     #[arg(long, num_args = 1.., allow_hyphen_values = true, value_name = "PROGRAM")]
     pub(crate) exec: Option<Vec<String>>,
@@ -72,7 +76,29 @@ impl WorkArgs {
                 None => worker.on(capability, Sha256),
             };
         }
+        // What it can do is known by now.
+        for Label { name, value } in &self.at {
+            worker = worker.at(name, value)?;
+        }
         Ok(worker)
+    }
+}
+
+/// A label with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+impl Label {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err("give it as LABEL=VALUE, such as zone=eu-1".to_owned()),
+        }
     }
 }
 

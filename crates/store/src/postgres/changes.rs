@@ -20,8 +20,23 @@ const PROMOTE: &str = "WITH due AS MATERIALIZED (
     )
     SELECT capability, count(*) AS number FROM promoted GROUP BY capability";
 
-const NEXT: &str = "SELECT (extract(epoch FROM min(run_at)) * 1000000)::bigint AS next
-     FROM tasks WHERE state = 'scheduled'";
+/// Tasks that nobody near has begun in time. They keep their place in the queue: it goes by age.
+const FALL: &str = "WITH due AS MATERIALIZED (
+        SELECT id FROM tasks
+        WHERE state = 'ready' AND fall_at IS NOT NULL AND fall_at <= statement_timestamp()
+        ORDER BY fall_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    ), fallen AS (
+        UPDATE tasks SET capability = fallback, fallback = NULL, fall_ms = NULL, fall_at = NULL,
+            key = coalesce(key, CASE WHEN fallback IN (SELECT capability FROM limits WHERE by_key)
+                THEN '' END)
+        FROM due WHERE tasks.id = due.id RETURNING capability
+    )
+    SELECT capability, count(*) AS number FROM fallen GROUP BY capability";
+
+const NEXT: &str = "SELECT (extract(epoch FROM least(
+         (SELECT min(run_at) FROM tasks WHERE state = 'scheduled'),
+         (SELECT min(fall_at) FROM tasks WHERE state = 'ready' AND fall_at IS NOT NULL)
+     )) * 1000000)::bigint AS next";
 
 const CANCEL: &str = concat!(
     "WITH found AS MATERIALIZED (
@@ -44,10 +59,11 @@ const REQUEUE: &str = "WITH found AS MATERIALIZED (
     )
     INSERT INTO tasks (id, created_at, run_at, token, backoff_ms, max_backoff_ms, max_attempts,
         priority, jitter, fixed_backoff, state, capability, payload, idempotency_key, key, tags,
-        timeout_ms, keep_ms, reply_to, error)
+        timeout_ms, keep_ms, reply_to, error, fallback, fall_ms, fall_at)
     SELECT id, created_at, clock_timestamp(), token, backoff_ms, max_backoff_ms, max_attempts,
         priority, jitter, fixed_backoff, 'ready', capability, payload, idempotency_key, key, tags,
-        timeout_ms, keep_ms, reply_to, error
+        timeout_ms, keep_ms, reply_to, error, fallback, fall_ms,
+        clock_timestamp() + fall_ms * interval '1 millisecond'
     FROM back RETURNING id, capability";
 
 const PURGE: &str = "WITH old AS MATERIALIZED (
@@ -68,8 +84,9 @@ const KNOWN: &str = "SELECT id FROM tasks WHERE id = ANY ($1)
 impl PostgresStore {
     pub(super) async fn promote_tasks(&self, limit: u32) -> Result<Promoted> {
         let rows = self.query("make due tasks ready", PROMOTE, &[&i64::from(limit)]).await?;
+        let fallen = self.query("let tasks fall to others", FALL, &[&i64::from(limit)]).await?;
         let mut promoted = 0;
-        for row in &rows {
+        for row in rows.iter().chain(&fallen) {
             let count = unsigned(get(row, "number")?)?;
             promoted += count;
             self.ring(Wake { capability: parsed(get(row, "capability")?)?, count });

@@ -31,6 +31,15 @@ const EXTEND: &str = "WITH words AS MATERIALIZED (
     WHERE t.id = f.id AND (timeout_at IS NULL OR timeout_at > clock_timestamp())
     RETURNING t.id, t.token";
 
+/// `note` is in no index, and there is no other column to change.
+const NOTE: &str = "WITH words AS MATERIALIZED (
+        SELECT DISTINCT * FROM unnest($1::uuid[], $2::bigint[]) AS w (id, token)
+    ), found AS MATERIALIZED (
+        SELECT t.id FROM tasks AS t JOIN words AS w ON w.id = t.id AND w.token = t.token
+        WHERE coalesce(t.state = 'running', false) ORDER BY t.id FOR UPDATE OF t
+    )
+    UPDATE tasks AS t SET note = $3 FROM found AS f WHERE t.id = f.id RETURNING t.id, t.token";
+
 /// Of two words about the same lease the first counts.
 const COMPLETE: &str = concat!(
     "WITH words AS MATERIALIZED (
@@ -87,6 +96,17 @@ impl PostgresStore {
     ) -> Result<Vec<Outcome>> {
         let (ids, tokens) = split(leases.iter().copied());
         let rows = self.query("extend leases", EXTEND, &[&ids, &tokens, &micros(lease)]).await?;
+        self.outcomes(leases.to_vec(), &rows, |_, _| false).await
+    }
+
+    pub(super) async fn note_progress(
+        &self,
+        leases: &[LeaseRef],
+        note: &str,
+    ) -> Result<Vec<Outcome>> {
+        let (ids, tokens) = split(leases.iter().copied());
+        let note = note.replace('\0', "\u{fffd}");
+        let rows = self.query("note progress", NOTE, &[&ids, &tokens, &note]).await?;
         self.outcomes(leases.to_vec(), &rows, |_, _| false).await
     }
 

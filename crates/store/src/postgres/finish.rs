@@ -10,12 +10,12 @@ macro_rules! finish {
                 INSERT INTO tasks_done (id, created_at, run_at, token, backoff_ms, max_backoff_ms,
                     attempts, max_attempts, priority, jitter, fixed_backoff, capability, payload,
                     idempotency_key, key, tags, timeout_ms, keep_ms, reply_to, workflow, step,
-                    held_by, started_at, state, result, error, failed_token, finished_at,
-                    expires_at)
+                    held_by, started_at, fallback, fall_ms, state, result, error, failed_token,
+                    finished_at, expires_at)
                 SELECT id, created_at, run_at, token, backoff_ms, max_backoff_ms,
                     attempts, max_attempts, priority, jitter, fixed_backoff, capability, payload,
                     idempotency_key, key, tags, timeout_ms, keep_ms, reply_to, workflow, step,
-                    held_by, started_at, end_state, end_result, end_error, end_failed,
+                    held_by, started_at, fallback, fall_ms, end_state, end_result, end_error, end_failed,
                     now(),
                     -- Seven days are the default of the model.
                     CASE WHEN end_state <> 'dead' THEN now()
@@ -58,7 +58,7 @@ macro_rules! end_tries {
                     error = e.error,
                     failed_token = CASE WHEN e.failed THEN t.token ELSE t.failed_token END,
                     held_by = NULL, held_instance = NULL, claim_id = NULL, lease_until = NULL,
-                    timeout_at = NULL, limited = NULL
+                    timeout_at = NULL, limited = NULL, note = NULL
                 FROM ",
             $ended,
             " AS e WHERE t.id = e.id AND NOT e.last

@@ -60,6 +60,11 @@ pub(super) const BY_STATE: &str = page!(
     r#"a.state = $3 AND a.id COLLATE "C" > $1"#,
     r#"a.id COLLATE "C""#
 );
+pub(super) const BY_BUSY: &str = page!(
+    "NULL::bigint AS free FROM agents AS a",
+    r#"a.state = 'available' AND greatest(a.load, a.held) >= a.capacity AND a.id COLLATE "C" > $1"#,
+    r#"a.id COLLATE "C""#
+);
 pub(super) const BY_LABEL: &str = page!(
     "NULL::bigint AS free FROM agent_labels AS f JOIN agents AS a ON a.id = f.agent",
     r#"f.name = ($5::text[])[1] AND f.value = ($6::text[])[1] AND f.agent COLLATE "C" > $1"#,
@@ -108,6 +113,7 @@ impl PostgresStore {
                 return Err(Error::Settings(crate::column::NO_ORDER.to_owned()));
             }
             (false, AgentOrder::Name) if !names.is_empty() => BY_LABEL,
+            (false, AgentOrder::Name) if busy == Some(true) => BY_BUSY,
             (false, AgentOrder::Name) if state.is_some() => BY_STATE,
             (false, AgentOrder::Name) => BY_NAME,
         };

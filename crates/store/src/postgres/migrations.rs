@@ -6,12 +6,13 @@ use super::{PostgresStore, get};
 use crate::{Error, Result};
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../../migrations/postgres/0001_initial.sql"),
     include_str!("../../migrations/postgres/0002_queue.sql"),
     include_str!("../../migrations/postgres/0003_registry.sql"),
     include_str!("../../migrations/postgres/0004_access.sql"),
     include_str!("../../migrations/postgres/0005_workflow.sql"),
+    include_str!("../../migrations/postgres/0006_supervision.sql"),
 ];
 
 /// A migration may have to rewrite a table, and wait for another process that does.

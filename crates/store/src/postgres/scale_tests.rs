@@ -8,7 +8,7 @@ use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use super::connect::PLANS;
-use super::lookup::{BY_CAPABILITY, BY_LABEL, BY_LOAD, BY_NAME, BY_STATE};
+use super::lookup::{BY_BUSY, BY_CAPABILITY, BY_LABEL, BY_LOAD, BY_NAME, BY_STATE};
 use super::registering::{EARLIER, REGISTER, TRAITS};
 use super::registry::{HEARTBEAT, HEARTBEAT_WITH_WORDS, LOOK, RETURN_GONE};
 use super::take_back::{RETURN_EARLIER_LIVES, RETURN_LIFE};
@@ -80,6 +80,8 @@ async fn a_hundred_thousand_agents_stay_on_their_indexes() {
     on_index(&plan, "agents_by_name");
     let plan = plans.of(BY_STATE, &[&after, &limit, &gone, &busy, &nothing, &nothing]).await;
     on_index(&plan, "agents_by_state");
+    let plan = plans.of(BY_BUSY, &[&after, &limit, &"available", &true, &nothing, &nothing]).await;
+    on_index(&plan, "agents_busy");
     let plan = plans.of(BY_LABEL, &[&after, &limit, &no_state, &busy, &names, &values]).await;
     on_index(&plan, "agent_labels_by_value");
     let by_x: [&(dyn ToSql + Sync); 7] =

@@ -29,11 +29,11 @@ const FULL: &str = "WITH new AS MATERIALIZED (
          SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::text[],
                  $6::int[], $7::boolean[], $8::bigint[], $9::bigint[], $10::smallint[],
                  $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[],
-                 $16::text[], $17::text[], $18::uuid[], $19::text[])
+                 $16::text[], $17::text[], $18::uuid[], $19::text[], $20::text[], $21::bigint[])
              WITH ORDINALITY
              AS t (id, capability, payload, priority, idempotency_key, max_attempts, fixed_backoff,
                    backoff_ms, max_backoff_ms, jitter, delay, run_at, timeout_ms, keep_ms, key,
-                   tags, reply_to, workflow, step, n)
+                   tags, reply_to, workflow, step, fallback, fall_ms, n)
      ), taken AS (
          INSERT INTO task_keys (key, task)
          SELECT idempotency_key, id FROM new WHERE idempotency_key IS NOT NULL
@@ -48,13 +48,14 @@ const FULL: &str = "WITH new AS MATERIALIZED (
      )
      INSERT INTO tasks (id, capability, payload, priority, state, created_at, run_at,
          idempotency_key, max_attempts, fixed_backoff, backoff_ms, max_backoff_ms, jitter,
-         timeout_ms, keep_ms, key, tags, reply_to, workflow, step)
+         timeout_ms, keep_ms, key, tags, reply_to, workflow, step, fallback, fall_ms, fall_at)
      SELECT id, capability, payload, priority,
          CASE WHEN due > now() THEN 'scheduled' ELSE 'ready' END, now(), due, idempotency_key,
          max_attempts, fixed_backoff, backoff_ms, max_backoff_ms, jitter, timeout_ms, keep_ms,
          coalesce(key, CASE WHEN capability IN (SELECT capability FROM limits WHERE by_key)
              THEN '' END),
-         string_to_array(tags, E'\\x1f'), reply_to, workflow, step
+         string_to_array(tags, E'\\x1f'), reply_to, workflow, step,
+         fallback, fall_ms, greatest(due, now()) + fall_ms * interval '1 millisecond'
      FROM placed ORDER BY n
      RETURNING id, state = 'ready' AS ready";
 
@@ -159,6 +160,7 @@ fn plain(tasks: &[NewTask]) -> Option<RetryPolicy> {
             tags,
             keep,
             retry,
+            fallback,
             reply_to,
             workflow,
         } = task;
@@ -170,6 +172,7 @@ fn plain(tasks: &[NewTask]) -> Option<RetryPolicy> {
             && key.is_none()
             && tags.is_empty()
             && keep.is_none()
+            && fallback.is_none()
             && reply_to.is_none()
             && workflow.is_none()
     };
@@ -245,6 +248,8 @@ struct Full<'t> {
     reply_to: Vec<Option<&'t str>>,
     workflows: Vec<Option<Uuid>>,
     steps: Vec<Option<&'t str>>,
+    fallbacks: Vec<Option<&'t str>>,
+    falls: Vec<Option<i64>>,
 }
 
 impl<'t> Full<'t> {
@@ -272,10 +277,15 @@ impl<'t> Full<'t> {
                 .map(|t| t.workflow.as_ref().map(|step| step.workflow.0))
                 .collect(),
             steps: tasks.iter().map(|t| t.workflow.as_ref().map(|s| s.step.as_str())).collect(),
+            fallbacks: tasks
+                .iter()
+                .map(|t| t.fallback.as_ref().map(|fallback| fallback.capability.as_str()))
+                .collect(),
+            falls: tasks.iter().map(|t| t.fallback.as_ref().map(|f| millis(f.after))).collect(),
         }
     }
 
-    fn params<'a>(&'a self, columns: &'a Columns<'_>) -> [Param<'a>; 19] {
+    fn params<'a>(&'a self, columns: &'a Columns<'_>) -> [Param<'a>; 21] {
         [
             &columns.ids,
             &columns.capabilities,
@@ -296,6 +306,8 @@ impl<'t> Full<'t> {
             &self.reply_to,
             &self.workflows,
             &self.steps,
+            &self.fallbacks,
+            &self.falls,
         ]
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use resurgam_model::task::{
-    Backoff, RetryPolicy, Task, TaskCounts, TaskQuery, TaskState, Token, WorkflowStep,
+    Backoff, Fallback, RetryPolicy, Task, TaskCounts, TaskQuery, TaskState, Token, WorkflowStep,
 };
 use resurgam_model::{AgentId, Capability, Duration, TaskId, WorkflowId};
 use tokio_postgres::Row;
@@ -19,7 +19,7 @@ macro_rules! tasks {
         concat!(
             "SELECT ",
             tasks!(columns),
-            ", NULL::text AS result, NULL::bigint AS finished_at, NULL::bigint AS expires_at,
+            ", NULL::text AS result, NULL::bigint AS finished_at, NULL::bigint AS expires_at, note,
              (extract(epoch FROM lease_until) * 1000000)::bigint AS lease_until
              FROM tasks WHERE ",
             $condition
@@ -31,7 +31,7 @@ macro_rules! tasks {
             tasks!(columns),
             ", result, (extract(epoch FROM finished_at) * 1000000)::bigint AS finished_at,
              (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_at,
-             NULL::bigint AS lease_until
+             NULL::text AS note, NULL::bigint AS lease_until
              FROM tasks_done WHERE ",
             $condition
         )
@@ -44,7 +44,7 @@ macro_rules! tasks {
     (columns) => {
         "id, capability, state, payload, error, idempotency_key, priority, key, tags, timeout_ms,
          max_attempts, fixed_backoff, backoff_ms, max_backoff_ms, jitter, reply_to, workflow,
-         step, attempts, token, held_by,
+         step, attempts, token, held_by, fallback, fall_ms,
          (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
          (extract(epoch FROM created_at) * 1000000)::bigint AS created_at,
          (extract(epoch FROM started_at) * 1000000)::bigint AS started_at"
@@ -169,6 +169,14 @@ pub(super) fn read_task(row: &Row) -> Result<Task> {
             max_backoff: millis("max_backoff_ms")?,
             jitter: unsigned(i64::from(get::<i16>(row, "jitter")?))?,
         },
+        fallback: match (get::<Option<&str>>(row, "fallback")?, get(row, "fall_ms")?) {
+            (Some(capability), Some(after)) => Some(Fallback {
+                capability: parsed(capability)?,
+                after: Duration::from_millis(unsigned(after)?),
+            }),
+            _ => None,
+        },
+        note: get(row, "note")?,
         reply_to: parsed_if::<AgentId>(get(row, "reply_to")?)?,
         workflow,
         attempts: count("attempts")?,

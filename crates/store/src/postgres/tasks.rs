@@ -38,6 +38,10 @@ impl Tasks for PostgresStore {
         self.fail_tasks(failures).await
     }
 
+    async fn note(&self, leases: &[LeaseRef], note: &str) -> Result<Vec<Outcome>> {
+        self.note_progress(leases, note).await
+    }
+
     async fn return_expired(&self, limit: u32) -> Result<u64> {
         let rows =
             self.query("take expired leases back", RETURN_EXPIRED, &[&i64::from(limit)]).await?;

@@ -105,7 +105,7 @@ impl Standing {
             "UPDATE tasks
              SET state = ?2, result = ?3, error = ifnull(?4, error), finished_at = ?5,
                  expires_at = ?6, held_instance = NULL, claim_id = NULL, lease_until = NULL,
-                 timeout_at = NULL, limited = NULL
+                 timeout_at = NULL, limited = NULL, note = NULL
              WHERE seq = ?1",
         )?
         .execute(params![self.seq, state.as_str(), result, error, now, expires])?;
@@ -152,7 +152,8 @@ impl Standing {
         c.prepare_cached(
             "UPDATE tasks
              SET state = ?2, run_at = ?3, error = ?4, held_by = NULL, held_instance = NULL,
-                 claim_id = NULL, lease_until = NULL, timeout_at = NULL, limited = NULL
+                 claim_id = NULL, lease_until = NULL, timeout_at = NULL, limited = NULL,
+                 note = NULL
              WHERE seq = ?1",
         )?
         .execute(params![
@@ -178,6 +179,15 @@ pub(super) fn extend(c: &Connection, lease: LeaseRef, micros: i64) -> Result<Out
     let until = now.saturating_add(micros).min(task.timeout_at.unwrap_or(i64::MAX));
     c.prepare_cached("UPDATE tasks SET lease_until = ?2 WHERE seq = ?1")?
         .execute((task.seq, until))?;
+    Ok(Outcome::Accepted)
+}
+
+pub(super) fn note(c: &Connection, lease: LeaseRef, note: &str) -> Result<Outcome, Fault> {
+    let Some(task) = Standing::of(c, lease.task)? else { return Ok(Outcome::Unknown) };
+    if !task.holds(lease.token) {
+        return Ok(Outcome::Stale);
+    }
+    c.prepare_cached("UPDATE tasks SET note = ?2 WHERE seq = ?1")?.execute((task.seq, note))?;
     Ok(Outcome::Accepted)
 }
 
@@ -315,6 +325,7 @@ pub(super) fn requeue(c: &Connection, task: TaskId, ready: &mut Ready) -> Result
         "UPDATE tasks
          SET state = 'ready', run_at = ?2, attempts = 0, failed_token = NULL, held_by = NULL,
              finished_at = NULL, expires_at = NULL, started_at = NULL,
+             fall_at = ?2 + fall_ms * 1000,
              -- It may have been over when a limit came that chooses tasks key by key.
              key = ifnull(key, (SELECT '' FROM limits AS l
                                 WHERE l.capability = tasks.capability AND l.by_key = 1))
@@ -325,23 +336,40 @@ pub(super) fn requeue(c: &Connection, task: TaskId, ready: &mut Ready) -> Result
     Ok(Change::Changed)
 }
 
-/// Makes tasks ready whose time has come. Answers when the time of the next one comes.
+/// When the time of the next task comes, to be ready or to fall to others.
+pub(super) fn next_due(c: &Connection) -> Result<Option<i64>, Fault> {
+    let first = |sql| -> Result<Option<i64>, Fault> {
+        Ok(c.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
+    };
+    let run = first("SELECT run_at FROM tasks WHERE state = 'scheduled' ORDER BY run_at LIMIT 1")?;
+    let fall = first(
+        "SELECT fall_at FROM tasks WHERE state = 'ready' AND fall_at IS NOT NULL
+         ORDER BY fall_at LIMIT 1",
+    )?;
+    Ok(run.into_iter().chain(fall).min())
+}
+
+/// Makes tasks ready whose time has come, and turns those over to the agents of their fallback that
+/// nobody has begun in time. Answers when the time of the next one comes.
 pub(super) fn promote(c: &Connection, limit: u32, ready: &mut Ready) -> Result<Option<i64>, Fault> {
-    let mut statement = c.prepare_cached(
+    for sql in [
         "UPDATE tasks SET state = 'ready' WHERE seq IN (
              SELECT seq FROM tasks WHERE state = 'scheduled' AND run_at <= ?1
              ORDER BY run_at LIMIT ?2)
          RETURNING capability",
-    )?;
-    let mut rows = statement.query((now(), limit))?;
-    while let Some(row) = rows.next()? {
-        *ready.entry(parsed(&get::<String>(row, "capability")?)?).or_default() += 1;
+        "UPDATE tasks SET capability = fallback, fallback = NULL, fall_ms = NULL, fall_at = NULL,
+             key = ifnull(key, (SELECT '' FROM limits AS l
+                                WHERE l.capability = tasks.fallback AND l.by_key = 1))
+         WHERE seq IN (
+             SELECT seq FROM tasks WHERE state = 'ready' AND fall_at IS NOT NULL AND fall_at <= ?1
+             ORDER BY fall_at LIMIT ?2)
+         RETURNING capability",
+    ] {
+        let mut statement = c.prepare_cached(sql)?;
+        let mut rows = statement.query((now(), limit))?;
+        while let Some(row) = rows.next()? {
+            *ready.entry(parsed(&get::<String>(row, "capability")?)?).or_default() += 1;
+        }
     }
-    let next = c
-        .prepare_cached(
-            "SELECT run_at FROM tasks WHERE state = 'scheduled' ORDER BY run_at LIMIT 1",
-        )?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    Ok(next)
+    next_due(c)
 }

@@ -50,6 +50,12 @@ fn source(query: &AgentQuery) -> (&'static str, &'static str, &'static str) {
                 ",
             "f.agent",
         ),
+        (None, AgentOrder::Name) if query.state == Some(AgentState::Busy) => (
+            "agents AS a INDEXED BY agents_busy",
+            "a.state = 'available' AND (a.load >= a.capacity OR a.held >= a.capacity)
+                 AND a.id > :after",
+            "a.id",
+        ),
         (None, AgentOrder::Name) if query.state.is_some() => {
             ("agents AS a INDEXED BY agents_by_state", "a.state = :state AND a.id > :after", "a.id")
         }

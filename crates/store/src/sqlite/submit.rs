@@ -36,9 +36,10 @@ pub(super) fn submit(c: &Connection, task: &NewTask) -> Result<(Submitted, bool)
     let mut statement = c.prepare_cached(
         "INSERT INTO tasks (id, capability, state, payload, idempotency_key, priority,
              max_attempts, fixed_backoff, backoff_ms, max_backoff_ms, jitter, run_at, created_at,
-             reply_to, key, tags, timeout_ms, keep_ms, workflow, step)
+             reply_to, key, tags, timeout_ms, keep_ms, workflow, step,
+             fallback, fall_ms, fall_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
-             ?19, ?20)",
+             ?19, ?20, ?21, ?22, ?23)",
     )?;
     statement.execute(params![
         new.0.as_bytes(),
@@ -61,6 +62,9 @@ pub(super) fn submit(c: &Connection, task: &NewTask) -> Result<(Submitted, bool)
         task.keep.map(millis),
         task.workflow.as_ref().map(|step| step.workflow.0.as_bytes()),
         task.workflow.as_ref().map(|step| step.step.as_str()),
+        task.fallback.as_ref().map(|fallback| fallback.capability.as_str()),
+        task.fallback.as_ref().map(|fallback| millis(fallback.after)),
+        task.fallback.as_ref().map(|f| run_at.max(now).saturating_add(micros(f.after))),
     ])?;
     Ok((Submitted { id: new, created: true }, ready))
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use resurgam_model::task::{
-    Backoff, Change, Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, RetryPolicy,
-    Submitted, Task, TaskCounts, TaskQuery, TaskState, Token, WorkflowStep,
+    Backoff, Change, Claim, Completion, Failure, Fallback, Lease, LeaseRef, NewTask, Outcome,
+    RetryPolicy, Submitted, Task, TaskCounts, TaskQuery, TaskState, Token, WorkflowStep,
 };
 use resurgam_model::{AgentId, Capability, Duration, TaskId, WorkflowId};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
@@ -116,6 +116,13 @@ impl Tasks for SqliteStore {
         self.run_ending("record failed tries", request).await
     }
 
+    async fn note(&self, leases: &[LeaseRef], note: &str) -> Result<Vec<Outcome>> {
+        let (leases, note) = (leases.to_vec(), note.to_owned());
+        let request =
+            move |c: &Connection| leases.iter().map(|held| ends::note(c, *held, &note)).collect();
+        self.writer.run("note progress", request).await
+    }
+
     async fn return_expired(&self, limit: u32) -> Result<u64> {
         let request =
             move |c: &Connection, ready: &mut Ready| ends::return_expired(c, limit, ready);
@@ -131,14 +138,7 @@ impl Tasks for SqliteStore {
 
     async fn promote(&self, limit: u32) -> Result<Promoted> {
         // Most of the time there is nothing, which costs no transaction.
-        let look = |c: &Connection| {
-            Ok(c.prepare_cached(
-                "SELECT run_at FROM tasks WHERE state = 'scheduled' ORDER BY run_at LIMIT 1",
-            )?
-            .query_row([], |row| row.get::<_, i64>(0))
-            .optional()?)
-        };
-        let next = self.readers.run("look for due tasks", look).await?;
+        let next = self.readers.run("look for due tasks", ends::next_due).await?;
         if next.is_none_or(|next| next > now()) {
             return Ok(Promoted { promoted: 0, next: time_if(next)? });
         }
@@ -285,6 +285,14 @@ pub(super) fn read_task(row: &Row<'_>) -> Result<Task, Fault> {
             max_backoff: millis("max_backoff_ms")?,
             jitter: unsigned(get(row, "jitter")?)?,
         },
+        fallback: match (get::<Option<String>>(row, "fallback")?, get(row, "fall_ms")?) {
+            (Some(capability), Some(after)) => Some(Fallback {
+                capability: parsed(&capability)?,
+                after: Duration::from_millis(unsigned(after)?),
+            }),
+            _ => None,
+        },
+        note: get(row, "note")?,
         reply_to: parsed_if(get::<Option<String>>(row, "reply_to")?.as_deref())?,
         workflow,
         attempts: unsigned(get(row, "attempts")?)?,

@@ -19,6 +19,7 @@ mod lifecycle;
 mod limits;
 mod messages;
 mod migration;
+mod placement;
 mod postgres_servers;
 mod queue;
 mod registry;
