@@ -41,6 +41,16 @@ pub struct InvalidCron {
 }
 
 impl Cron {
+    /// `0 */6 * * *`
+    ///
+    /// # Panics
+    /// Never: the expression is a constant, which a test parses.
+    #[must_use]
+    #[allow(clippy::expect_used, reason = "a constant that a test parses")]
+    pub fn every_six_hours() -> Self {
+        "0 */6 * * *".parse().expect("a constant")
+    }
+
     /// The first time after `after` by the clocks of `zone`; `None` if there is none.
     #[must_use]
     pub fn next_after(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {

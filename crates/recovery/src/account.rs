@@ -65,6 +65,10 @@ pub fn line(entry: &Entry) -> Option<String> {
             let note: Note = serde_json::from_value(content.clone()).ok()?;
             Some(format!("  {}: {}", note.by, note.text))
         }
+        Kind::Act => {
+            let act: Note = serde_json::from_value(content.clone()).ok()?;
+            Some(format!("{} {}", act.by, act.text))
+        }
         Kind::Order => {
             let ordered: Ordered = serde_json::from_value(content.clone()).ok()?;
             let by = &ordered.by;

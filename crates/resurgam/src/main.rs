@@ -1,5 +1,6 @@
 //! `resurgam`: run fleets of AI agents, and bring them back when something is lost.
 
+mod backups;
 mod cli;
 mod commands;
 mod failure;
@@ -62,6 +63,9 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Restart(args) => commands::recover::restart(args).await,
         Command::Scale(args) => commands::recover::scale(args).await,
         Command::Logs(args) => commands::recover::logs(&args),
+        Command::Vault(args) => commands::vault::run(args).await,
+        Command::Backup(args) => commands::backup::run(args).await,
+        Command::Restore(args) => commands::restore::run(args).await,
         Command::Runbook(args) => commands::runbook::run(&args),
         Command::Journal(args) => commands::journal::run(args),
         Command::Agents(args) => commands::agents::run(args).await,

@@ -173,6 +173,20 @@ impl Layout {
         self.mark_standby(data, user)
     }
 
+    /// Takes over data that was restored from a backup: from now on it belongs to a keeper, and
+    /// whoever follows it has to compare itself with it first.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn adopt(&self, programs: &Programs) -> Result<()> {
+        let user = programs.user.as_ref();
+        let data = self.data();
+        give(&self.dir, 0o700, user)?;
+        give_all(&data, user)?;
+        self.begin_branch()?;
+        self.fence(&data, user)
+    }
+
     /// Makes sure that the next start is one as a standby. PostgreSQL takes the mark away when
     /// it is promoted.
     pub(super) fn mark_standby(&self, data: &Path, user: Option<&User>) -> Result<()> {
@@ -197,8 +211,32 @@ fn unmark(mark: &Path) -> Result<()> {
     }
 }
 
+/// Gives a folder with all that is in it to the user of the server, readable by nobody else.
+///
+/// # Errors
+/// When something in it cannot be given away.
+pub fn give_all(dir: &Path, user: Option<&User>) -> Result<()> {
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        give(&folder, 0o700, user)?;
+        for entry in fs::read_dir(&folder).map_err(Error::path("cannot read", &folder))? {
+            let entry = entry.map_err(Error::path("cannot read", &folder))?;
+            let kind = entry.file_type().map_err(Error::path("cannot read", entry.path()))?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                give(&entry.path(), 0o600, user)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Sets mode and owner.
-pub(super) fn give(path: &Path, mode: u32, user: Option<&User>) -> Result<()> {
+///
+/// # Errors
+/// When they cannot be set.
+pub fn give(path: &Path, mode: u32, user: Option<&User>) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(Error::path("cannot set the mode of", path))?;
     if let Some(user) = user {

@@ -315,6 +315,7 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
             return Err(value_error(&format!("approvals.{scenario}.required"), problem));
         }
     }
+    plan.backup.check().map_err(|(key, problem)| value_error(&key, problem))?;
     if plan.postgres.standbys > 8 {
         return Err(value_error("postgres.standbys", "must be from 0 to 8"));
     }

@@ -1,7 +1,9 @@
 //! The plan: what is deployed, what is promised, who is called. One file, `resurgam.toml`.
 
+mod backup;
 mod effective;
 
+pub use backup::{Backup, Retention, Vault};
 pub use effective::{EffectivePlan, Origin, PlanError, Setting};
 
 use std::collections::BTreeMap;
@@ -36,6 +38,8 @@ pub struct Plan {
     pub approval: Approval,
     /// The same for single scenarios.
     pub approvals: BTreeMap<Scenario, Approval>,
+    /// Where backups go, when, and for how long.
+    pub backup: Backup,
     /// Who is called.
     pub contacts: Contacts,
 }

@@ -36,12 +36,14 @@ pub enum Kind {
     Note,
     /// A person has ordered something.
     Order,
+    /// A person has done something to the deployment while nothing ran.
+    Act,
     /// The journal was there before it had a chain: this is what it held.
     Adopted,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Incident,
         Self::Step,
         Self::Evidence,
@@ -49,6 +51,7 @@ impl Kind {
         Self::Run,
         Self::Note,
         Self::Order,
+        Self::Act,
         Self::Adopted,
     ];
 
@@ -63,6 +66,7 @@ impl Kind {
             Self::Run => "run",
             Self::Note => "note",
             Self::Order => "order",
+            Self::Act => "act",
             Self::Adopted => "adopted",
         }
     }
@@ -315,7 +319,7 @@ impl Expected {
                 self.last.insert((kind, about), content);
             }
             Some(Kind::Evidence) => self.evidence.entry(about).or_default().push(content),
-            Some(Kind::Note | Kind::Order | Kind::Adopted) => {}
+            Some(Kind::Note | Kind::Order | Kind::Act | Kind::Adopted) => {}
             None => findings.add(format!("entry {number} is of an unknown kind: {kind:?}")),
         }
     }

@@ -41,6 +41,21 @@ pub struct ClusterState {
     pub former: Option<ComponentName>,
 }
 
+impl ClusterState {
+    /// The state after the data of one instance was restored from a backup: that instance reigns,
+    /// nobody follows it yet, and whatever was before has lost its reign.
+    #[must_use]
+    pub fn restored(self, instance: ComponentName) -> Self {
+        Self {
+            version: self.version + 1,
+            epoch: self.epoch.next(),
+            primary: Some(instance),
+            created: true,
+            ..Self::default()
+        }
+    }
+}
+
 impl Journal {
     /// The state as last recorded.
     ///

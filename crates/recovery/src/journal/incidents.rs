@@ -331,6 +331,19 @@ impl Journal {
         })
     }
 
+    /// Writes down that a person begins, or has done, something to the deployment while nothing
+    /// runs on it.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn act(&self, by: &str, text: &str, now: Timestamp) -> Result<()> {
+        let act = Note { by: by.to_owned(), text: text.to_owned() };
+        self.write(|transaction| {
+            append(transaction, now, Kind::Act, "deployment", &act)?;
+            Ok(())
+        })
+    }
+
     /// Keeps what was seen, before anything is changed.
     ///
     /// # Errors

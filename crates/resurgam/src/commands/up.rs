@@ -28,6 +28,7 @@ use tokio::net::TcpListener;
 
 use super::access::INTERNAL;
 use super::api::TOKEN as TOKEN_VARIABLE;
+use crate::backups;
 use crate::cli::UpArgs;
 use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
@@ -88,11 +89,13 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         up.state.display()
     ));
 
+    let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?);
     let serving =
         server::serve(up.listener, Arc::clone(&controller), up.token, std::future::pending());
     let outcome = tokio::select! {
         result = Arc::clone(&controller).run() => result.map_err(Failure::from),
         result = serving => result.map_err(Failure::from),
+        () = backing_up => Ok(()),
         () = shutdown => Ok(()),
     };
     // Nothing is recovered any more, so what ends now ends on purpose.
@@ -389,7 +392,7 @@ fn fault(plan: &Plan) -> Result<Option<Fault>, Failure> {
     }
 }
 
-fn make_dir(dir: &Path, mode: u32) -> Result<(), Failure> {
+pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), Failure> {
     fs::create_dir_all(dir)
         .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)))
         .map_err(|error| {
@@ -401,7 +404,7 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), Failure> {
 }
 
 /// One controller per state folder. The lock goes with the process.
-fn lock(state: &Path) -> Result<File, Failure> {
+pub(crate) fn lock(state: &Path) -> Result<File, Failure> {
     let path = state.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod backup;
 mod bad_input;
 mod controller_killed;
 mod demo;

@@ -1,0 +1,124 @@
+//! What the plan says of backups.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use crate::schedule::Cron;
+use crate::{ComponentName, Duration};
+
+/// Where backups go, when they are taken, and how long they are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backup {
+    /// Whether the controller takes backups by itself.
+    pub scheduled: bool,
+    /// When, as a cron expression.
+    pub schedule: Cron,
+    /// By the clocks of this time zone.
+    pub timezone: String,
+    /// A scheduled backup begins at a random moment within this time, so that many deployments do
+    /// not begin at once.
+    pub jitter: Duration,
+    /// Each scheduled backup is restored into a scratch instance at once, and counts as verified
+    /// only if that worked.
+    pub verify: bool,
+    /// How long.
+    pub retention: Retention,
+    /// Where to; none for no backups.
+    pub vaults: Vec<Vault>,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self {
+            scheduled: true,
+            schedule: Cron::every_six_hours(),
+            timezone: "UTC".to_owned(),
+            jitter: Duration::from_secs(30),
+            verify: true,
+            retention: Retention::default(),
+            vaults: Vec::new(),
+        }
+    }
+}
+
+/// Grandfather, father, son: of each of so many past periods the newest backup is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Days.
+    pub daily: u32,
+    /// Weeks, from Monday on.
+    pub weekly: u32,
+    /// Months.
+    pub monthly: u32,
+}
+
+impl Default for Retention {
+    /// Those of the written procedure.
+    fn default() -> Self {
+        Self { daily: 7, weekly: 4, monthly: 12 }
+    }
+}
+
+/// A place where backups are kept, encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vault {
+    /// Its name on the command line.
+    pub name: ComponentName,
+    /// The folder. Relative paths start at the plan file's folder.
+    pub path: PathBuf,
+    /// The file with the password, in its first line. Relative paths start at the plan file's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The environment variable with the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_env: Option<String>,
+    /// The program that prints the password, and its arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub password_command: Vec<String>,
+}
+
+impl Backup {
+    /// What cannot be used: the key, and what is wrong with it.
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        let no = |key: &str, problem: &str| Err((format!("backup.{key}"), problem.to_owned()));
+        if TimeZone::get(&self.timezone).is_err() {
+            return no("timezone", "is no time zone that is known here, such as \"Europe/Zurich\"");
+        }
+        if self.jitter > Duration::from_secs(3600) {
+            return no("jitter", "must be at most 1h");
+        }
+        let Retention { daily, weekly, monthly } = self.retention;
+        if daily == 0 && weekly == 0 && monthly == 0 {
+            return no(
+                "retention",
+                "would keep nothing; at least one of daily, weekly and monthly must be 1 or more",
+            );
+        }
+        if [daily, weekly, monthly].iter().any(|count| *count > 10_000) {
+            return no("retention", "must be at most 10000 of each");
+        }
+        let mut names = BTreeSet::new();
+        for vault in &self.vaults {
+            if !names.insert(&vault.name) {
+                return no("vaults", &format!("has {} twice", vault.name));
+            }
+            let ways = usize::from(vault.password_file.is_some())
+                + usize::from(vault.password_env.is_some())
+                + usize::from(!vault.password_command.is_empty());
+            if ways != 1 {
+                let key = format!("vaults.{}", vault.name);
+                return no(
+                    &key,
+                    "needs exactly one of password_file, password_env and password_command",
+                );
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,401 @@
+//! Backups of the deployment that a plan describes: taken, proven, and on schedule.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use resurgam_backup::Error;
+use resurgam_backup::scratch::{self, Found, Location};
+use resurgam_backup::take::{Server, Source, gather, new_id};
+use resurgam_backup::vault::{Backup, Proof, Vault};
+use resurgam_client::Client;
+use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Spawner, free_address};
+use resurgam_deployment::postgres::{Programs, Secrets};
+use resurgam_deployment::{ComponentKind, Deployment};
+use resurgam_model::plan::StoreKind;
+use resurgam_model::{ComponentName, Timestamp, plan};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::commands::up::make_dir;
+use crate::failure::Failure;
+use crate::plan::Loaded;
+
+/// So long the platform may take to become ready on a restored database.
+const READY: Duration = Duration::from_secs(60);
+/// So long a backup waits for another one to end.
+const TURN: Duration = Duration::from_secs(3600);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// After a scheduled backup that failed, the next try comes so soon.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(300);
+
+/// The vaults of the plan, or the one of that name.
+pub(crate) fn planned<'a>(
+    loaded: &'a Loaded,
+    name: Option<&ComponentName>,
+) -> Result<Vec<&'a plan::Vault>, Failure> {
+    let all = &loaded.plan().backup.vaults;
+    if all.is_empty() {
+        return Err(Failure::usage(
+            "the plan has no vault; add one:\n\n  [[backup.vaults]]\n  name = \"here\"\n  path = \"/srv/vault\"\n  password_file = \"/etc/resurgam/vault-password\"\n",
+        ));
+    }
+    let these: Vec<_> =
+        all.iter().filter(|vault| name.is_none_or(|name| vault.name == *name)).collect();
+    if these.is_empty() {
+        let names: Vec<_> = all.iter().map(|vault| vault.name.to_string()).collect();
+        return Err(Failure::usage(format!(
+            "the plan has no vault of that name; there are {}",
+            names.join(", ")
+        )));
+    }
+    Ok(these)
+}
+
+/// Does something that blocks, such as reading a vault.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> resurgam_backup::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    Ok(tokio::task::spawn_blocking(work).await??)
+}
+
+/// Opens a vault of the plan.
+pub(crate) async fn open(loaded: &Loaded, vault: &plan::Vault) -> Result<Arc<Vault>, Failure> {
+    let (vault, base) = (vault.clone(), loaded.path(Path::new("")));
+    Ok(Arc::new(blocking(move || Vault::of_plan(&vault, &base)).await?))
+}
+
+/// PostgreSQL's programs, if the plan has a PostgreSQL of its own.
+pub(crate) fn programs(loaded: &Loaded) -> Result<Option<Programs>, Failure> {
+    let plan = loaded.plan();
+    match plan.store.kind {
+        StoreKind::Sqlite => Ok(None),
+        StoreKind::Postgres => Ok(Some(Programs::find(plan.postgres.bin_dir.as_deref())?)),
+        StoreKind::External => Err(Failure::refused(
+            "the plan's PostgreSQL is run by somebody else (store.kind = \"external\"): it is to be backed up where it runs",
+        )),
+    }
+}
+
+/// What of the deployment is backed up.
+fn source(loaded: &Loaded) -> Result<Source, Failure> {
+    let plan = loaded.plan();
+    let state = loaded.state_dir();
+    let postgres = match programs(loaded)? {
+        None => None,
+        Some(programs) => {
+            let text = std::fs::read_to_string(state.join("ports.json")).unwrap_or_default();
+            let ports: std::collections::BTreeMap<String, u16> =
+                serde_json::from_str(&text).unwrap_or_default();
+            let port = ports.get(resurgam_recovery::postgres::SERVICE).copied();
+            let port = port.ok_or_else(|| {
+                Failure::new(
+                    "it is not known where the database can be reached; start it with: resurgam up",
+                )
+            })?;
+            Some(Server {
+                programs,
+                service: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+                secrets: Secrets::load(&state.join("secrets/postgres.json"))?,
+            })
+        }
+    };
+    Ok(Source {
+        deployment: plan.deployment.name.clone(),
+        plan: loaded.file.as_deref().map(std::path::absolute).transpose()?,
+        state,
+        postgres,
+    })
+}
+
+/// One at a time on a state folder: backups and verifications. Waits for its turn, which ends with
+/// the process.
+async fn turn(state: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<File, Failure> {
+    let path = state.join("backup.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    let until = tokio::time::Instant::now() + TURN;
+    let mut told = false;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let what = format!("another backup or verification works on {}", state.display());
+                if tokio::time::Instant::now() > until {
+                    return Err(Error::Busy { what }.into());
+                }
+                if !told {
+                    say(&format!("waiting: {what}"));
+                    told = true;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(error) => return Err(std::io::Error::from(error).into()),
+        }
+    }
+}
+
+/// Takes a backup and stores it in the vaults. All of them get the same.
+pub(crate) async fn take(
+    loaded: &Loaded,
+    vaults: &[Arc<Vault>],
+    reason: &str,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<Vec<Backup>, Failure> {
+    let source = source(loaded)?;
+    if !source.state.exists() {
+        return Err(Failure::new(format!(
+            "there is nothing to back up: {} is not there",
+            source.state.display()
+        )));
+    }
+    let _turn = turn(&source.state, say).await?;
+    let folder = source.state.join("backup");
+    make_dir(&folder, 0o711)?;
+    let id = new_id(Timestamp::now());
+    let content = folder.join("content");
+    say("copying and checking the database, checkpoints and configuration");
+    let manifest = match gather(&source, reason, &content).await {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            let _ = std::fs::remove_dir_all(&content);
+            return Err(error.into());
+        }
+    };
+    let mut backups = Vec::new();
+    let mut failed = None;
+    for vault in vaults {
+        say(&format!("storing {id} in the vault {}", vault.name()));
+        let (vault, content) = (Arc::clone(vault), content.clone());
+        let (id, manifest) = (id.clone(), manifest.clone());
+        match blocking(move || vault.store(&content, &id, &manifest)).await {
+            Ok(backup) => backups.push(backup),
+            // The others get it all the same.
+            Err(failure) => failed = Some(failure),
+        }
+    }
+    std::fs::remove_dir_all(&content)?;
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok(backups),
+    }
+}
+
+/// Restores a backup on trial: everything is read, the database is started and counted, and the
+/// platform becomes ready on it. What was found is written into the vault.
+pub(crate) async fn verify(
+    loaded: &Loaded,
+    vault: &Arc<Vault>,
+    backup: &Backup,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<Proof, Failure> {
+    let state = loaded.state_dir();
+    make_dir(&state, 0o711)?;
+    let _turn = turn(&state, say).await?;
+    let dir = state.join("scratch");
+    say(&format!("restoring {} on trial, and reading all of it", backup.id));
+    let programs = programs(loaded)?;
+    let restored = {
+        let (vault, backup, dir) = (Arc::clone(vault), backup.clone(), dir.clone());
+        let handle = tokio::runtime::Handle::current();
+        // The vault blocks, the server waits: both in a thread of their own.
+        blocking(move || {
+            handle.block_on(scratch::restore(&vault, &backup, &dir, programs.as_ref()))
+        })
+        .await?
+    };
+    let (proof, tables) = match restored {
+        Found::Damaged(why) => (Proof::Bad(why), None),
+        Found::Whole(scratch) => {
+            say("starting the platform on it");
+            let ready = platform_is_ready(loaded, &scratch.database, &dir).await;
+            let tables = scratch.tables.clone();
+            scratch.remove().await?;
+            ready?;
+            (Proof::Verified(Timestamp::now()), Some(tables))
+        }
+    };
+    let (vault, id, found) = (Arc::clone(vault), backup.id.clone(), proof.clone());
+    blocking(move || vault.prove(&id, &found, tables.as_ref())).await?;
+    Ok(proof)
+}
+
+/// Starts the platform on a database, on this machine only and with nobody let in, and waits until
+/// it says that it works.
+async fn platform_is_ready(
+    loaded: &Loaded,
+    database: &Location,
+    dir: &Path,
+) -> Result<(), Failure> {
+    let address = free_address(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)?;
+    let mut args: Vec<String> =
+        ["serve", "--role=api", "--role=registry", "--access=tokens"].map(str::to_owned).into();
+    args.push(format!("--listen={address}"));
+    args.push(format!("--max-payload={}", loaded.plan().api.max_payload_bytes));
+    let mut env = Vec::new();
+    match database {
+        Location::Sqlite(file) => args.push(format!("--sqlite={}", file.display())),
+        Location::Postgres(url) => env.push(("DATABASE_URL".to_owned(), url.clone())),
+    }
+    let logs = dir.join("logs");
+    make_dir(&logs, 0o700)?;
+    let deployment = LocalDeployment::new(logs);
+    let spawner = Spawner::new()?;
+    let name = ComponentName::new("platform-on-trial")?;
+    deployment.add(
+        ComponentSpec {
+            name: name.clone(),
+            kind: ComponentKind::Api,
+            program: std::env::current_exe()?,
+            args,
+            env,
+            address: Some(address),
+        },
+        &spawner,
+    )?;
+    let client = Client::builder(format!("http://{address}")).build()?;
+    let client = client.with_timeout(resurgam_model::Duration::from_secs(2));
+    let until = tokio::time::Instant::now() + READY;
+    let mut ready = false;
+    while !ready && tokio::time::Instant::now() < until {
+        ready = client.ready().await.is_ok_and(|readiness| readiness.is_ready());
+        if !ready {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    let log = deployment.logs(&name, 10).await.unwrap_or_default();
+    deployment.shutdown().await;
+    if ready {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the backup could be restored, but the platform did not become ready on it, so it is not proven:\n{}",
+        log.join("\n")
+    )))
+}
+
+/// Takes backups when the plan says so, for as long as it is waited for. A time that was missed,
+/// also while nothing ran, is made up for once.
+pub(crate) async fn schedule(loaded: &Loaded, platform: Client) {
+    let backup = &loaded.plan().backup;
+    let zone = TimeZone::get(&backup.timezone).unwrap_or(TimeZone::UTC);
+    if !backup.scheduled
+        || backup.vaults.is_empty()
+        || loaded.plan().store.kind == StoreKind::External
+    {
+        return std::future::pending().await;
+    }
+    loop {
+        let due = match due(loaded, &zone).await {
+            Ok(due) => due,
+            Err(failure) => {
+                tracing::error!(error = failure.message, "no scheduled backup can be taken");
+                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        let Some(due) = due else { return std::future::pending().await };
+        let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+        // Clocks are put right: look again now and then.
+        if wait > Duration::from_secs(60) {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            continue;
+        }
+        tokio::time::sleep(wait + jitter(backup.jitter.0)).await;
+        // What is just coming up is not to be copied yet.
+        while !platform.ready().await.is_ok_and(|readiness| readiness.is_ready()) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if let Err(failure) = scheduled(loaded).await {
+            tracing::error!(
+                error = failure.message,
+                "the scheduled backup failed; it is tried again"
+            );
+            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        }
+    }
+}
+
+/// When the next backup is due: after the oldest of the last backups of all vaults.
+async fn due(loaded: &Loaded, zone: &TimeZone) -> Result<Option<Timestamp>, Failure> {
+    let mut last: Option<Timestamp> = None;
+    for (number, vault) in planned(loaded, None)?.into_iter().enumerate() {
+        let vault = open(loaded, vault).await?;
+        let newest = blocking(move || vault.backups()).await?;
+        let newest = newest.first().map_or(Timestamp::UNIX_EPOCH, |backup| backup.taken_at);
+        last = if number == 0 { Some(newest) } else { last.min(Some(newest)) };
+    }
+    let now = Timestamp::now();
+    // One from the future would keep the next one away.
+    let after = last.unwrap_or_default().min(now);
+    Ok(loaded.plan().backup.schedule.next_after(after, zone))
+}
+
+fn jitter(most: Duration) -> Duration {
+    let mut bytes = [0; 4];
+    if getrandom::fill(&mut bytes).is_err() {
+        return Duration::ZERO;
+    }
+    most.mul_f64(f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX))
+}
+
+async fn scheduled(loaded: &Loaded) -> Result<(), Failure> {
+    let mut vaults = Vec::new();
+    for vault in planned(loaded, None)? {
+        vaults.push(open(loaded, vault).await?);
+    }
+    let say = |text: &str| tracing::info!(text, "scheduled backup");
+    let backups = take(loaded, &vaults, "scheduled", &say).await?;
+    for (vault, backup) in vaults.iter().zip(&backups) {
+        tracing::info!(
+            vault = vault.name(),
+            id = backup.id,
+            size = backup.size,
+            added = backup.added,
+            "backup stored"
+        );
+        if loaded.plan().backup.verify {
+            match verify(loaded, vault, backup, &say).await? {
+                Proof::Bad(why) => {
+                    tracing::error!(vault = vault.name(), id = backup.id, why, "the backup is bad");
+                }
+                _ => tracing::info!(vault = vault.name(), id = backup.id, "backup verified"),
+            }
+        }
+        prune(loaded, vault).await?;
+    }
+    Ok(())
+}
+
+/// Removes what no rule keeps.
+async fn prune(loaded: &Loaded, vault: &Arc<Vault>) -> Result<(), Failure> {
+    let verdicts = verdicts(loaded, vault).await?;
+    let gone: Vec<_> = verdicts.iter().filter(|v| !v.keep).map(|v| v.id.clone()).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(vault = vault.name(), ?gone, "no rule keeps these backups, they are removed");
+    let vault = Arc::clone(vault);
+    blocking(move || vault.remove(&gone)).await
+}
+
+/// Which backups of a vault are kept, by the plan.
+pub(crate) async fn verdicts(
+    loaded: &Loaded,
+    vault: &Arc<Vault>,
+) -> Result<Vec<resurgam_backup::retention::Verdict>, Failure> {
+    let all = {
+        let vault = Arc::clone(vault);
+        blocking(move || vault.backups()).await?
+    };
+    let plan = &loaded.plan().backup;
+    let zone = TimeZone::get(&plan.timezone).unwrap_or(TimeZone::UTC);
+    Ok(resurgam_backup::retention::decide(&all, plan.retention, &zone, Timestamp::now()))
+}
+
+/// Where a plan's relative paths begin.
+pub(crate) fn base(loaded: &Loaded) -> PathBuf {
+    loaded.path(Path::new(""))
+}

@@ -1,0 +1,214 @@
+//! `resurgam restore`
+
+use std::io::{BufRead as _, IsTerminal as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use resurgam_backup::manifest::Database;
+use resurgam_backup::restore::{Component, Target};
+use resurgam_backup::vault::{Backup, Proof};
+use resurgam_model::{ComponentName, Timestamp};
+use resurgam_recovery::journal::Journal;
+
+use super::backup::{age, bytes, find};
+use super::journal::who;
+use super::up::{lock, make_dir};
+use crate::backups::{self, blocking, open, planned};
+use crate::failure::{Failure, code};
+use crate::output;
+use crate::plan::Loaded;
+
+/// Restore a backup: in place of what is there, or into a folder to look at it.
+///
+/// In place, it says first what would be replaced and lost, and asks. Nothing may run: stop
+/// `resurgam up` before. What is there is moved into set-aside in the state folder, never removed.
+/// If it is cut off anywhere, doing it again finishes it. Afterwards `resurgam up` starts the
+/// deployment as from a stop: standbys are made anew, leases of the dead return to the queue, and
+/// what was acknowledged after the backup is gone.
+///
+/// Examples:
+///   resurgam restore --latest
+///   resurgam restore --backup 20261125T131500Z-3f2a --yes
+///   resurgam restore --latest --into /tmp/look
+///   resurgam restore --latest --component state
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct RestoreArgs {
+    /// Which backup; its id, as `resurgam backup list` shows it.
+    #[arg(long, value_name = "ID", required_unless_present = "latest")]
+    backup: Option<String>,
+    /// The newest one that is not known to be bad.
+    #[arg(long, conflicts_with = "backup")]
+    latest: bool,
+    /// From this vault; the first of the plan that has it if none is named.
+    #[arg(long)]
+    vault: Option<ComponentName>,
+    /// What of it: all, database, state or configuration.
+    #[arg(long, default_value = "all")]
+    component: Component,
+    /// Into this folder instead, which must be empty or not there.
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// The plan of the deployment.
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.plan.as_deref())?;
+    let (vault, backup) = choose(&loaded, &args).await?;
+    if let Some(into) = &args.into {
+        let into = std::path::absolute(into)?;
+        let below = match args.component {
+            Component::All => "",
+            Component::Database => "database",
+            Component::State => "state",
+            Component::Configuration => "configuration",
+        };
+        let (id, to) = (backup.id.clone(), into.clone());
+        blocking(move || vault.extract(&id, below, &to)).await?;
+        output::note(&format!("{} is in {}", backup.id, into.display()));
+        if backup.manifest.database == Database::Postgres {
+            output::note(
+                "its data folder has the passwords of the deployment, and lets nobody connect by its own configuration; resurgam backup verify starts it on trial",
+            );
+        }
+        return Ok(code::OK);
+    }
+    let state = loaded.state_dir();
+    make_dir(&state, 0o711)?;
+    let _lock = lock(&state)?;
+    let journal_file = state.join("journal.db");
+    std::fs::File::options().create(true).append(true).open(&journal_file)?;
+    let journal = Journal::open(&journal_file)?;
+    let programs = backups::programs(&loaded)?;
+    let instance = match &programs {
+        None => None,
+        Some(_) => Some(match journal.cluster()?.primary {
+            Some(primary) => primary,
+            None => ComponentName::new("postgres-0")?,
+        }),
+    };
+    let target = Target {
+        state: state.clone(),
+        postgres: programs.zip(instance.clone().map(|name| name.to_string())),
+    };
+    show(&target, &backup, args.component);
+    if !args.yes {
+        ask()?;
+    }
+    let by = who();
+    let what =
+        format!("the backup {} of {}, component {:?}", backup.id, backup.taken_at, args.component);
+    journal.act(&by, &format!("begins to restore {what}"), Timestamp::now())?;
+    let restored = {
+        let (target, backup, component) = (target.clone(), backup.clone(), args.component);
+        let handle = tokio::runtime::Handle::current();
+        blocking(move || handle.block_on(target.restore(&vault, &backup, component))).await
+    };
+    let aside = match restored {
+        Ok(aside) => aside,
+        Err(failure) => {
+            let text = format!("could not restore {what}: {}", failure.message);
+            journal.act(&by, &text, Timestamp::now())?;
+            return Err(failure);
+        }
+    };
+    let database = matches!(args.component, Component::All | Component::Database);
+    if let (true, Some(instance)) = (database, instance) {
+        journal.set_cluster(&journal.cluster()?.restored(instance))?;
+    }
+    journal.act(&by, &format!("has restored {what}"), Timestamp::now())?;
+    if let Some(aside) = aside {
+        output::note(&format!(
+            "what was there is in {}; remove it once all is well",
+            aside.display()
+        ));
+    }
+    output::note("restored; start it with: resurgam up");
+    Ok(code::OK)
+}
+
+/// The backup that was asked for, in the first vault that has it.
+async fn choose(
+    loaded: &Loaded,
+    args: &RestoreArgs,
+) -> Result<(Arc<resurgam_backup::vault::Vault>, Backup), Failure> {
+    let mut last = None;
+    let mut newest: Option<(Arc<resurgam_backup::vault::Vault>, Backup)> = None;
+    for vault in planned(loaded, args.vault.as_ref())? {
+        // One vault may be gone with the machine that is being recovered; that is why there are several.
+        let found = async {
+            let vault = open(loaded, vault).await?;
+            let opened = Arc::clone(&vault);
+            let mut all = blocking(move || opened.backups()).await?;
+            if args.latest {
+                all.retain(|backup| !matches!(backup.proof, Proof::Bad(_)));
+            }
+            let backup = find(&all, vault.name(), args.backup.as_deref())?.clone();
+            Ok::<_, Failure>((vault, backup))
+        };
+        match found.await {
+            Ok((vault, backup)) => {
+                if !args.latest {
+                    return Ok((vault, backup));
+                }
+                if newest.as_ref().is_none_or(|(_, known)| backup.taken_at > known.taken_at) {
+                    newest = Some((vault, backup));
+                }
+            }
+            Err(failure) => {
+                output::note(&format!("vault {}: {}", vault.name, failure.message));
+                last = Some(failure);
+            }
+        }
+    }
+    newest.ok_or_else(|| last.unwrap_or_else(|| Failure::new("no vault has a backup")))
+}
+
+fn show(target: &Target, backup: &Backup, component: Component) {
+    let now = Timestamp::now();
+    let proof = match &backup.proof {
+        Proof::None => {
+            "it was NEVER restored on trial; resurgam backup verify does that".to_owned()
+        }
+        Proof::Verified(at) => format!("it was restored on trial {} ago", age(now, *at)),
+        Proof::Bad(why) => format!("it is known to be BAD: {why}"),
+    };
+    output::note(&format!(
+        "backup {} of {} ({} ago, {}); {proof}",
+        backup.id,
+        backup.taken_at,
+        age(now, backup.taken_at),
+        bytes(backup.size)
+    ));
+    let replaced = target.replaced(component);
+    if replaced.is_empty() {
+        output::note("nothing is there that it would replace");
+        return;
+    }
+    for path in &replaced {
+        output::note(&format!("  would be moved aside: {}", path.display()));
+    }
+    output::note(&format!(
+        "what was acknowledged in the last {} is not in the backup, and would be LOST to the deployment",
+        age(now, backup.taken_at)
+    ));
+}
+
+fn ask() -> Result<(), Failure> {
+    let no = || Failure::refused("nothing was changed");
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::refused(
+            "nothing was changed: nobody is there to be asked; --yes does it without asking",
+        ));
+    }
+    output::note("write yes to go on:");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    if answer.trim() == "yes" { Ok(()) } else { Err(no()) }
+}
