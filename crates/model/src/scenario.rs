@@ -21,6 +21,8 @@ pub enum Scenario {
     Api,
     /// Every process of the deployment is gone; its data folders are there.
     FullStop,
+    /// Everything is gone, the data folders included; only plan, vault and key are left.
+    FullCluster,
 }
 
 /// A text names no scenario.
@@ -43,8 +45,14 @@ fn hint(nearest: &Option<Scenario>) -> String {
 
 impl Scenario {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 5] =
-        [Self::PostgresPrimary, Self::FullStop, Self::Api, Self::AgentRegistry, Self::WorkerPool];
+    pub const ALL: [Self; 6] = [
+        Self::FullCluster,
+        Self::PostgresPrimary,
+        Self::FullStop,
+        Self::Api,
+        Self::AgentRegistry,
+        Self::WorkerPool,
+    ];
 
     /// The name on the command line.
     #[must_use]
@@ -55,6 +63,7 @@ impl Scenario {
             Self::WorkerPool => "worker-pool",
             Self::Api => "api",
             Self::FullStop => "full-stop",
+            Self::FullCluster => "full-cluster",
         }
     }
 
@@ -71,6 +80,9 @@ impl Scenario {
             }
             Self::Api => "the API is gone; callers retry until it is back",
             Self::FullStop => "every process is killed at once; all state comes back from disk",
+            Self::FullCluster => {
+                "everything is lost, the data included; it comes back from the last backup"
+            }
         }
     }
 
@@ -78,13 +90,13 @@ impl Scenario {
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
-            Self::PostgresPrimary | Self::Api | Self::FullStop => Severity::P0,
+            Self::PostgresPrimary | Self::Api | Self::FullStop | Self::FullCluster => Severity::P0,
             Self::AgentRegistry | Self::WorkerPool => Severity::P1,
         }
     }
 
-    /// The objectives when the plan names no others. PostgreSQL, registry and worker pool have
-    /// those of the written procedure; it has none for the API alone, nor for a stop that leaves
+    /// The objectives when the plan names no others. PostgreSQL, registry, worker pool and
+    /// the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
     /// the disks whole, so these two take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
     #[must_use]
@@ -92,6 +104,9 @@ impl Scenario {
         match self {
             Self::PostgresPrimary => {
                 Objectives { rto: Duration::from_secs(15 * 60), rpo: Duration::from_secs(5 * 60) }
+            }
+            Self::FullCluster => {
+                Objectives { rto: Duration::from_secs(30 * 60), rpo: Duration::from_secs(60 * 60) }
             }
             Self::AgentRegistry | Self::WorkerPool | Self::Api | Self::FullStop => {
                 Objectives { rto: Duration::from_secs(5 * 60), rpo: Duration::from_secs(0) }

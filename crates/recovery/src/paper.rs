@@ -23,11 +23,14 @@ pub fn page(scenario: Scenario, plan: &Plan) -> String {
     for symptom in symptoms(scenario) {
         let _ = writeln!(text, "- {symptom}");
     }
-    let _ = write!(
-        text,
-        "\n## By program\n\nThe controller (`resurgam up`) does all of this by itself. To see what it would do now, to order it, and to follow it:\n\n\
-         ```sh\nresurgam recover {scenario} --dry-run\nresurgam recover {scenario}\nresurgam incident watch\n```\n\n## By hand\n"
-    );
+    let by_program = match scenario {
+        // Nobody is there to do it by itself.
+        Scenario::FullCluster => "Nobody is left who could begin by itself. On a machine with this program, PostgreSQL if the plan has one, the plan, and the vault's password:\n\n```sh\nresurgam restore --latest --plan resurgam.toml\nresurgam up --plan resurgam.toml\nresurgam status --plan resurgam.toml\n```".to_owned(),
+        scenario => format!(
+            "The controller (`resurgam up`) does all of this by itself. To see what it would do now, to order it, and to follow it:\n\n```sh\nresurgam recover {scenario} --dry-run\nresurgam recover {scenario}\nresurgam incident watch\n```"
+        ),
+    };
+    let _ = write!(text, "\n## By program\n\n{by_program}\n\n## By hand\n");
     for (number, step) in outline(scenario).iter().enumerate() {
         let danger = match step.danger {
             Danger::Looks => "only looks",
@@ -55,7 +58,7 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
         let _ = writeln!(text, "| {who} | {} |", how.replace('|', "\\|"));
     };
     row("Engineer on call", &contacts.on_call);
-    if matches!(scenario, Scenario::PostgresPrimary | Scenario::FullStop) {
+    if matches!(scenario, Scenario::PostgresPrimary | Scenario::FullStop | Scenario::FullCluster) {
         row("Database team", &contacts.database);
     }
     row("Infrastructure team", &contacts.infrastructure);
@@ -94,6 +97,10 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
         Scenario::Api => {
             &["Callers are refused or get no answer; agents buffer what they completed."]
         }
+        Scenario::FullCluster => &[
+            "Nothing answers, no process runs, and the data folders are gone or unreadable.",
+            "The machine itself may be gone: then all of this happens on another one.",
+        ],
         Scenario::FullStop => {
             &["Nothing answers, and no process runs; the data folders are there."]
         }

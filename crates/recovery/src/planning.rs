@@ -50,6 +50,10 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
             (false, summary, "nothing".to_owned(), Vec::new())
         }
         (Scenario::PostgresPrimary, Some(postgres)) => database(postgres, plan),
+        (Scenario::FullCluster, _) => {
+            let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
+            (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
+        }
         (scenario, _) => processes(scenario, status),
     };
     let approval = plan.approval(scenario);
@@ -194,7 +198,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
             ComponentKind::Api,
             ComponentKind::Worker,
         ],
-        Scenario::PostgresPrimary => &[],
+        Scenario::PostgresPrimary | Scenario::FullCluster => &[],
     };
     let these: Vec<&Health> = status
         .components

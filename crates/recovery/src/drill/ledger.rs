@@ -82,6 +82,14 @@ impl Ledger {
             .min()
     }
 
+    /// The tasks that were acknowledged from `from` to `to`.
+    #[must_use]
+    pub fn acknowledged_within(&self, from: Timestamp, to: Timestamp) -> Vec<(TaskId, Timestamp)> {
+        let entries = self.entries();
+        let these = entries.iter().map(|(id, entry)| (*id, entry.acknowledged));
+        these.filter(|(_, at)| (from..=to).contains(at)).collect()
+    }
+
     /// The balance over what was acknowledged from `from` on.
     #[must_use]
     pub fn balance(&self, from: Timestamp) -> Balance {

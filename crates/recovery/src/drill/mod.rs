@@ -9,6 +9,7 @@ pub mod fault;
 pub mod fence;
 pub mod ledger;
 pub mod load;
+pub mod lost;
 mod run;
 pub mod subject;
 

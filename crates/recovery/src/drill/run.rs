@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use resurgam_deployment::ComponentKind;
 use resurgam_deployment::postgres::Programs;
-use resurgam_model::report::{DrillReport, DrillResult, Measured, StepStatus};
-use resurgam_model::{AgentId, ComponentName, Scenario, Timestamp};
+use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport, StepStatus};
+use resurgam_model::{AgentId, ComponentName, Scenario, TaskId, Timestamp};
 
 use super::FaultKind;
 use super::fault::{Process, strike, working_in};
@@ -20,6 +20,8 @@ use crate::{Error, Result};
 const WARM_UP: u64 = 60;
 /// How long the load may take to warm up, or to settle.
 const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+/// The same after a restore, where what was acknowledged after the backup never comes.
+const SETTLING: Duration = Duration::from_secs(15);
 /// How long until an incident must be open.
 const DETECTION: Duration = Duration::from_secs(30);
 /// How long a recovery may take before the drill gives up on it.
@@ -43,11 +45,16 @@ pub struct Drill<'a> {
 }
 
 /// What a scenario's own part found.
-struct Struck {
-    at: Timestamp,
-    incident: Option<IncidentDetail>,
-    split_brain: bool,
-    fence: Vec<String>,
+#[derive(Default)]
+pub(super) struct Struck {
+    pub(super) at: Timestamp,
+    /// When everything was back, where no incident says so.
+    pub(super) back: Option<Timestamp>,
+    /// What the drill itself has done, where nobody is left to do it.
+    pub(super) steps: Vec<StepReport>,
+    pub(super) incident: Option<IncidentDetail>,
+    pub(super) split_brain: bool,
+    pub(super) fence: Vec<String>,
 }
 
 impl Drill<'_> {
@@ -69,6 +76,7 @@ impl Drill<'_> {
         let struck = match scenario {
             Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
+            Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
             Scenario::AgentRegistry => {
                 self.one_of(&status, scenario, ComponentKind::Registry).await?
@@ -79,7 +87,7 @@ impl Drill<'_> {
         self.report(scenario, kind, &status.kind, from, struck).await
     }
 
-    fn say(&self, text: &str) {
+    pub(super) fn say(&self, text: &str) {
         (self.progress)(text);
     }
 
@@ -119,7 +127,7 @@ impl Drill<'_> {
         strike(&[process], FaultKind::Kill).await?;
         let at = Timestamp::now();
         let incident = self.recovery(scenario, since).await?;
-        Ok(Struck { at, incident, split_brain: false, fence: Vec::new() })
+        Ok(Struck { at, incident, ..Struck::default() })
     }
 
     /// The tasks are so short that a worker is seldom caught with one. One that is stopped is
@@ -149,7 +157,7 @@ impl Drill<'_> {
         let at = Timestamp::now();
         self.subject.start_again().await?;
         let incident = self.recovery(Scenario::FullStop, since).await?;
-        Ok(Struck { at, incident, split_brain: false, fence: Vec::new() })
+        Ok(Struck { at, incident, ..Struck::default() })
     }
 
     async fn postgres_primary(&mut self, status: &Status, kind: FaultKind) -> Result<Struck> {
@@ -211,7 +219,7 @@ impl Drill<'_> {
             Some(witness) => witness.end().await,
             None => (false, vec!["not tried: there is no standby to take over".to_owned()]),
         };
-        Ok(Struck { at, incident: Some(detail), split_brain, fence })
+        Ok(Struck { at, incident: Some(detail), split_brain, fence, ..Struck::default() })
     }
 
     /// Waits for the incident and its end.
@@ -247,6 +255,20 @@ impl Drill<'_> {
         }
     }
 
+    /// Those of the tasks that the platform no longer knows.
+    async fn forgotten(&self, tasks: Vec<(TaskId, Timestamp)>) -> Result<Vec<(TaskId, Timestamp)>> {
+        let client = self.subject.api().borrow().clone();
+        let mut forgotten = Vec::new();
+        for (id, acknowledged) in tasks {
+            let known = client.task(id).await;
+            let known = known.map_err(|error| Error::Drill(format!("task {id}: {error}")))?;
+            if known.is_none() {
+                forgotten.push((id, acknowledged));
+            }
+        }
+        Ok(forgotten)
+    }
+
     async fn report(
         &self,
         scenario: Scenario,
@@ -257,7 +279,9 @@ impl Drill<'_> {
     ) -> Result<DrillReport> {
         let ledger = self.load.ledger();
         let until = Timestamp::now();
-        let deadline = Instant::now() + LOAD_PATIENCE;
+        // What went back in time is not to be waited for so long.
+        let patience = if scenario == Scenario::FullCluster { SETTLING } else { LOAD_PATIENCE };
+        let deadline = Instant::now() + patience;
         // All that was acknowledged up to here must take effect.
         let open_until = |balance: &super::ledger::Balance| {
             let open = balance.open.iter().filter(|(_, acknowledged)| *acknowledged <= until);
@@ -268,7 +292,13 @@ impl Drill<'_> {
             tokio::time::sleep(LOOK).await;
             balance = ledger.balance(from);
         }
-        let lost = open_until(&balance);
+        let mut lost = open_until(&balance);
+        if scenario == Scenario::FullCluster {
+            // Also what was done already is lost when nobody remembers it.
+            lost.extend(self.forgotten(ledger.acknowledged_within(from, struck.at)).await?);
+            lost.sort();
+            lost.dedup();
+        }
         let since_fault = |moment: Timestamp| {
             let nanos = moment.as_nanosecond().saturating_sub(struck.at.as_nanosecond());
             let nanos = u64::try_from(nanos).unwrap_or(0);
@@ -283,6 +313,7 @@ impl Drill<'_> {
             // Writes went on all the time, or are not all: the verified end of the step counts.
             Scenario::AgentRegistry | Scenario::WorkerPool => restored,
             Scenario::FullStop => restored.max(first_write).filter(|_| restored.is_some()),
+            Scenario::FullCluster => struck.back.max(first_write).filter(|_| struck.back.is_some()),
         };
         let objectives = self.subject.plan().objectives(scenario);
         let rto = Measured::new(objectives.rto, back.map(since_fault));
@@ -294,8 +325,12 @@ impl Drill<'_> {
         let rpo = Measured::new(objectives.rpo, Some(resurgam_model::Duration(age)));
         let state = incident.map(|incident| incident.state);
         let met = rto.met && rpo.met && (lost.is_empty() || objectives.rpo.0 > Duration::ZERO);
-        let sound = balance.duplicated == 0 && balance.wrong.is_empty() && !struck.split_brain;
+        // To go back in time is to do again what was done since.
+        let repeats = scenario == Scenario::FullCluster;
+        let sound =
+            (balance.duplicated == 0 || repeats) && balance.wrong.is_empty() && !struck.split_brain;
         let result = match state {
+            None if struck.back.is_some() && met && sound => DrillResult::Recovered,
             Some(IncidentState::Refused) => DrillResult::Refused,
             Some(IncidentState::Recovered | IncidentState::FalseAlarm) if met && sound => {
                 DrillResult::Recovered
@@ -312,7 +347,7 @@ impl Drill<'_> {
             fault: fault.as_str().to_owned(),
             started_at: struck.at,
             detection_ms: incident.map(|incident| since_fault(incident.opened_at).as_millis()),
-            steps: struck.incident.as_ref().map(|d| d.steps.clone()).unwrap_or_default(),
+            steps: struck.incident.as_ref().map_or(struck.steps, |d| d.steps.clone()),
             rto,
             rpo,
             acknowledged: balance.acknowledged,

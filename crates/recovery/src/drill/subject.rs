@@ -21,6 +21,8 @@ use crate::{Error, Result};
 
 /// The file in the state folder that says where the controller is.
 pub const ADDRESS_FILE: &str = "controller.json";
+/// How long a command may take.
+const COMMAND: Duration = Duration::from_secs(3600);
 /// How long a deployment may take to be ready. A database is made and copied in it.
 const READY: Duration = Duration::from_secs(90);
 /// How long an orderly end may take.
@@ -266,6 +268,46 @@ impl Subject {
         ended.await.map_err(Error::path("cannot kill", &self.program))?;
         // Its children die with it; wait until they have.
         super::fault::strike(&processes, super::FaultKind::Kill).await
+    }
+
+    /// Runs a command of this program on the deployment's plan to its end. What it says is returned.
+    ///
+    /// # Errors
+    /// When it fails, with the end of what it said.
+    pub async fn command(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = std::process::Command::new(&self.program);
+        command
+            .args(arguments)
+            .arg("--plan")
+            .arg(&self.plan_file)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = self.spawner.spawn(command).await;
+        let child = child.map_err(Error::path("cannot run", &self.program))?;
+        let output = tokio::time::timeout(COMMAND, child.wait_with_output()).await;
+        let name = arguments.join(" ");
+        let output = output.map_err(|_| Error::Timeout(format!("resurgam {name} did not end")))?;
+        let output = output.map_err(Error::path("cannot run", &self.program))?;
+        let told = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.success() {
+            return Ok(told);
+        }
+        Err(Error::Drill(format!("resurgam {name} failed ({}):\n{told}", output.status)))
+    }
+
+    /// Takes the state folder away from the deployment, which is dead. It is moved beside itself,
+    /// not removed: a drill in somebody's own deployment destroys nothing.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn lose_data(&self) -> Result<PathBuf> {
+        let name = self.state_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let lost = self.state_dir.with_file_name(format!("{name}.lost-in-drill-{stamp}"));
+        fs::rename(&self.state_dir, &lost).map_err(Error::path("cannot move", &self.state_dir))?;
+        Ok(lost)
     }
 
     /// Starts it again after [`Self::kill_all`], as an orchestrator would.

@@ -61,7 +61,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
             ],
             &EVERYTHING,
         ),
-        Scenario::PostgresPrimary => return None,
+        Scenario::PostgresPrimary | Scenario::FullCluster => return None,
     };
     let of = || Of { processes: processes.clone(), kinds, outline };
     Some(vec![

@@ -31,5 +31,6 @@ pub fn outline(scenario: Scenario) -> &'static [Outline] {
         Scenario::AgentRegistry => &crate::processes::REGISTRY,
         Scenario::WorkerPool => &crate::processes::WORKERS,
         Scenario::FullStop => &crate::processes::EVERYTHING,
+        Scenario::FullCluster => &crate::drill::lost::OUTLINE,
     }
 }

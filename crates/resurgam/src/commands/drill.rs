@@ -85,6 +85,11 @@ impl Ground {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
         let plan_file = dir.path().join("resurgam.toml");
         std::fs::write(&plan_file, plan_text)?;
+        // For a vault in it, if it has one.
+        let password = dir.path().join("vault-password");
+        std::fs::write(&password, "")?;
+        std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::write(&password, uuid::Uuid::new_v4().simple().to_string())?;
         let plan = EffectivePlan::resolve(Some(plan_text), |_| None)?.plan;
         let state_dir = dir.path().join(&plan.deployment.state_dir);
         Ok(Self { plan, plan_file, state_dir, temporary: Some(dir) })
@@ -113,7 +118,15 @@ impl Ground {
             )));
         }
         let state_dir = loaded.state_dir();
-        if scenario == Scenario::FullStop && Address::read(&state_dir).is_some() {
+        if scenario == Scenario::FullCluster && plan.backup.vaults.is_empty() {
+            return Err(Failure::usage(format!(
+                "the plan {} has no vault; {scenario} restores from one, so add it under [[backup.vaults]]",
+                file.display()
+            )));
+        }
+        if matches!(scenario, Scenario::FullStop | Scenario::FullCluster)
+            && Address::read(&state_dir).is_some()
+        {
             return Err(Failure::refused(format!(
                 "{scenario} would end a deployment that somebody else started, and who alone can start it again; end it first, and the drill starts it itself"
             )));
@@ -166,7 +179,7 @@ fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failur
     }
     let store = if postgres { "postgres" } else { "sqlite" };
     Ok(format!(
-        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n",
+        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n",
         !args.asynchronous
     ))
 }

@@ -77,13 +77,32 @@ fn scenarios_are_listed() {
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let list = ended.json();
     let names: Vec<_> = list.as_array().unwrap().iter().map(|s| &s["scenario"]).collect();
-    assert_eq!(names, ["postgres-primary", "full-stop", "api", "agent-registry", "worker-pool"]);
+    assert_eq!(
+        names,
+        ["full-cluster", "postgres-primary", "full-stop", "api", "agent-registry", "worker-pool"]
+    );
     for scenario in list.as_array().unwrap() {
         assert_eq!(
             keys(scenario),
             ["faults", "rpo", "rto", "scenario", "severity", "stores", "summary"]
         );
     }
+}
+
+#[test]
+fn everything_is_lost_and_comes_back_from_the_backup() {
+    let place = Place::new("");
+    let ended = place.start(&["drill", "full-cluster", "--json"]).end(&place, 2 * LONG);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    place.assert_nothing_left();
+    let report = ended.json();
+    is_complete(&report);
+    assert_eq!(report["result"], "recovered", "{report:#}");
+    assert_eq!(steps(&report), ["restore", "start"]);
+    // The load went on for two seconds after the backup was taken, and more while it was stored.
+    let (lost, acknowledged) = (report["lost"].as_u64(), report["acknowledged"].as_u64());
+    assert!(lost > Some(0) && lost < acknowledged, "{report:#}");
+    assert!(report["rpo"]["measured_ms"].as_u64() > Some(1500), "{report:#}");
 }
 
 #[test]
