@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Restart(commands::recover::RestartArgs),
     Scale(commands::recover::ScaleArgs),
     Logs(commands::recover::LogsArgs),
+    Audit(commands::audit::AuditArgs),
     Backup(commands::backup::BackupArgs),
     Restore(commands::restore::RestoreArgs),
     Vault(commands::vault::VaultArgs),

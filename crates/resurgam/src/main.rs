@@ -1,5 +1,6 @@
 //! `resurgam`: run fleets of AI agents, and bring them back when something is lost.
 
+mod audit;
 mod backups;
 mod cli;
 mod commands;
@@ -74,6 +75,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Limit(args) => commands::limit::run(args).await,
         Command::Schedule(args) => commands::schedule::run(args).await,
         Command::Token(args) => commands::token::run(args).await,
+        Command::Audit(args) => commands::audit::run(args).await,
         Command::AuditLog(args) => commands::audit_log::run(args).await,
         Command::Serve(args) => commands::serve::run(args).await,
         Command::Worker(args) => commands::worker::run(args).await,

@@ -3,6 +3,7 @@
 pub(crate) mod access;
 pub(crate) mod agents;
 pub(crate) mod api;
+pub(crate) mod audit;
 pub(crate) mod audit_log;
 pub(crate) mod backup;
 pub(crate) mod demo;

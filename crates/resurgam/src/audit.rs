@@ -1,0 +1,423 @@
+//! What a plan can keep of what it promises: a pure function of the plan, and of what is known of
+//! its vaults.
+
+use jiff::tz::TimeZone;
+use resurgam_backup::vault::{Backup, Proof};
+use resurgam_model::plan::{Ask, Plan, StoreKind};
+use resurgam_model::{Duration, Scenario, Severity, Timestamp};
+use serde::Serialize;
+
+/// So far ahead the schedule is looked at for its longest gap.
+const AHEAD_DAYS: i64 = 400;
+/// So many firings of it at most.
+const FIRINGS: usize = 100_000;
+/// A verified backup older than this many gaps of the schedule is out of date.
+const GAPS: u32 = 2;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Level {
+    /// An objective cannot be met.
+    Broken,
+    /// It can be met, but something will go wrong one day.
+    Risk,
+    /// Worth knowing.
+    Note,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) level: Level,
+    /// Stays the same from version to version.
+    pub(crate) rule: &'static str,
+    pub(crate) problem: String,
+    pub(crate) remedy: String,
+}
+
+/// What a scenario can lose under the plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Reach {
+    pub(crate) scenario: Scenario,
+    pub(crate) severity: Severity,
+    pub(crate) rto_objective: Duration,
+    pub(crate) rpo_objective: Duration,
+    /// The most that can be lost; none when nothing bounds it.
+    pub(crate) rpo_reach: Option<Duration>,
+    pub(crate) because: String,
+}
+
+/// What is known of a vault.
+#[derive(Clone, Debug)]
+pub(crate) struct VaultState {
+    pub(crate) name: String,
+    /// It lies within the state folder, or on the same device.
+    pub(crate) same_device: bool,
+    /// The backups, the newest first; or why they could not be read.
+    pub(crate) backups: Result<Vec<Backup>, String>,
+}
+
+/// Everything that the audit has to say.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Audit {
+    pub(crate) reach: Vec<Reach>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Audit {
+    /// Whether every objective can be met as far as the plan decides it.
+    pub(crate) fn holds(&self) -> bool {
+        self.findings.iter().all(|finding| finding.level != Level::Broken)
+    }
+}
+
+/// Looks at everything.
+pub(crate) fn audit(plan: &Plan, vaults: &[VaultState], now: Timestamp) -> Audit {
+    let mut findings = Vec::new();
+    let gap = longest_gap(plan, now);
+    let reach: Vec<_> = Scenario::ALL
+        .into_iter()
+        .filter(|scenario| {
+            *scenario != Scenario::PostgresPrimary || plan.store.kind == StoreKind::Postgres
+        })
+        .map(|scenario| reach(plan, scenario, gap))
+        .collect();
+    for reach in &reach {
+        if reach.rpo_reach.is_none_or(|reach_of| reach_of > reach.rpo_objective) {
+            let most = reach.rpo_reach.map_or("without bound".to_owned(), |d| format!("up to {d}"));
+            findings.push(Finding {
+                level: Level::Broken,
+                rule: "rpo-out-of-reach",
+                problem: format!(
+                    "{} promises to lose at most {}, and can lose {most}: {}",
+                    reach.scenario, reach.rpo_objective, reach.because
+                ),
+                remedy: remedy(plan, reach.scenario),
+            });
+        }
+    }
+    database(plan, &mut findings);
+    backups(plan, vaults, gap, now, &mut findings);
+    people(plan, &mut findings);
+    findings.sort_by_key(|finding| finding.level);
+    Audit { reach, findings }
+}
+
+fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>) -> Reach {
+    let objectives = plan.objectives(scenario);
+    let zero = Some(Duration::from_secs(0));
+    let of_backups = || match (plan.backup.vaults.is_empty(), gap) {
+        (true, _) => (None, "there is no vault, so nothing could be restored".to_owned()),
+        (false, None) => (None, "no backups are taken by themselves".to_owned()),
+        (false, Some(gap)) => {
+            (Some(gap), format!("the schedule leaves up to {gap} between two backups"))
+        }
+    };
+    let (rpo_reach, because) = match scenario {
+        Scenario::FullCluster if plan.store.kind == StoreKind::External => {
+            (None, "the database is run by somebody else, and not backed up from here".to_owned())
+        }
+        Scenario::FullCluster => of_backups(),
+        Scenario::PostgresPrimary if plan.postgres.standbys == 0 => {
+            let (reach, because) = of_backups();
+            (reach, format!("there is no standby; {because}"))
+        }
+        Scenario::PostgresPrimary if plan.postgres.synchronous => {
+            (zero, "commits wait for a standby".to_owned())
+        }
+        Scenario::PostgresPrimary => (
+            Some(objectives.rpo),
+            "standbys follow without being waited for; a loss above the objective asks a person first".to_owned(),
+        ),
+        Scenario::Api | Scenario::AgentRegistry | Scenario::WorkerPool | Scenario::FullStop => {
+            (zero, "what is acknowledged is on disk".to_owned())
+        }
+    };
+    Reach {
+        scenario,
+        severity: scenario.severity(),
+        rto_objective: objectives.rto,
+        rpo_objective: objectives.rpo,
+        rpo_reach,
+        because,
+    }
+}
+
+fn remedy(plan: &Plan, scenario: Scenario) -> String {
+    let rpo = plan.objectives(scenario).rpo;
+    match scenario {
+        Scenario::PostgresPrimary => "set postgres.standbys to 1 or more".to_owned(),
+        _ if plan.backup.vaults.is_empty() => "add a vault under [[backup.vaults]]".to_owned(),
+        _ if !plan.backup.scheduled => "set backup.scheduled = true".to_owned(),
+        _ => format!(
+            "have backup.schedule come at least every {rpo}, or promise less under [objectives.{scenario}]"
+        ),
+    }
+}
+
+/// The longest time between two scheduled backups in the year to come, with the jitter of the second.
+fn longest_gap(plan: &Plan, now: Timestamp) -> Option<Duration> {
+    if !plan.backup.scheduled {
+        return None;
+    }
+    let zone = TimeZone::get(&plan.backup.timezone).ok()?;
+    let end = now.as_second() + AHEAD_DAYS * 86_400;
+    let mut last = plan.backup.schedule.next_after(now, &zone)?;
+    let mut longest = 0;
+    for _ in 0..FIRINGS {
+        let Some(next) = plan.backup.schedule.next_after(last, &zone) else { break };
+        longest = longest.max(next.as_second() - last.as_second());
+        last = next;
+        if next.as_second() > end {
+            break;
+        }
+    }
+    let seconds = u64::try_from(longest).ok().filter(|seconds| *seconds > 0)?;
+    Some(Duration(std::time::Duration::from_secs(seconds) + plan.backup.jitter.0))
+}
+
+fn database(plan: &Plan, findings: &mut Vec<Finding>) {
+    if plan.store.kind == StoreKind::Sqlite {
+        findings.push(Finding {
+            level: Level::Note,
+            rule: "one-machine",
+            problem: "the database is a file on this machine; only a backup survives the loss of its disk".to_owned(),
+            remedy: "store.kind = \"postgres\" with a standby, if that is not enough".to_owned(),
+        });
+    }
+    if plan.store.kind == StoreKind::Postgres
+        && plan.postgres.standbys > 0
+        && !plan.postgres.synchronous
+    {
+        findings.push(Finding {
+            level: Level::Risk,
+            rule: "asynchronous-replication",
+            problem: "what a standby has not received is lost with the primary".to_owned(),
+            remedy: "postgres.synchronous = true".to_owned(),
+        });
+    }
+}
+
+fn backups(
+    plan: &Plan,
+    vaults: &[VaultState],
+    gap: Option<Duration>,
+    now: Timestamp,
+    findings: &mut Vec<Finding>,
+) {
+    let mut add = |level, rule, problem: String, remedy: &str| {
+        findings.push(Finding { level, rule, problem, remedy: remedy.to_owned() });
+    };
+    if !vaults.is_empty() && vaults.iter().all(|vault| vault.same_device) {
+        add(
+            Level::Risk,
+            "same-failure-domain",
+            "every vault lies on the same device as the state: what takes the one takes the other"
+                .to_owned(),
+            "add a vault on another device, best in another building",
+        );
+    }
+    if !vaults.is_empty() && !plan.backup.verify {
+        add(
+            Level::Risk,
+            "unverified",
+            "scheduled backups are not restored on trial".to_owned(),
+            "backup.verify = true",
+        );
+    }
+    for vault in vaults {
+        let name = &vault.name;
+        let backups = match &vault.backups {
+            Ok(backups) => backups,
+            Err(why) => {
+                add(
+                    Level::Broken,
+                    "vault-unreadable",
+                    format!("the vault {name} cannot be read: {why}"),
+                    "see: resurgam vault check",
+                );
+                continue;
+            }
+        };
+        if backups.is_empty() {
+            add(
+                Level::Broken,
+                "no-backup",
+                format!("the vault {name} has no backup"),
+                "resurgam backup run --verify",
+            );
+            continue;
+        }
+        if backups.iter().any(|backup| matches!(backup.proof, Proof::Bad(_))) {
+            add(
+                Level::Risk,
+                "bad-backup",
+                format!("the vault {name} has backups that are bad"),
+                "resurgam vault check --data",
+            );
+        }
+        let verified = backups.iter().find(|backup| matches!(backup.proof, Proof::Verified(_)));
+        let Some(verified) = verified else {
+            add(
+                Level::Risk,
+                "never-restored",
+                format!("no backup of the vault {name} was ever restored"),
+                "resurgam backup verify --latest",
+            );
+            continue;
+        };
+        let age = now.as_second() - verified.taken_at.as_second();
+        let limit = gap.map(|gap| gap.0.as_secs() * u64::from(GAPS));
+        if limit.is_some_and(|limit| u64::try_from(age).is_ok_and(|age| age > limit)) {
+            add(
+                Level::Risk,
+                "old-backup",
+                format!(
+                    "the newest verified backup of the vault {name} is {} old",
+                    crate::commands::backup::age(now, verified.taken_at)
+                ),
+                "see the log of resurgam up, and: resurgam backup list",
+            );
+        }
+    }
+}
+
+fn people(plan: &Plan, findings: &mut Vec<Finding>) {
+    let contacts = &plan.contacts;
+    if contacts.on_call.is_none() {
+        findings.push(Finding {
+            level: Level::Risk,
+            rule: "no-contact",
+            problem: "nobody is on call".to_owned(),
+            remedy: "set contacts.on-call".to_owned(),
+        });
+    }
+    for scenario in Scenario::ALL {
+        let objectives = plan.objectives(scenario);
+        let approval = plan.approval(scenario);
+        if approval.ask != Ask::Never
+            && scenario.severity() == Severity::P0
+            && objectives.rto < Duration::from_secs(15 * 60)
+            && scenario != Scenario::FullCluster
+        {
+            findings.push(Finding {
+                level: Level::Note,
+                rule: "people-within-the-rto",
+                problem: format!(
+                    "{scenario} waits for {} to agree, within {}",
+                    if approval.required == 1 {
+                        "a person".to_owned()
+                    } else {
+                        format!("{} people", approval.required)
+                    },
+                    objectives.rto
+                ),
+                remedy: format!(
+                    "ask = \"never\" under [approvals.{scenario}], or somebody who is always there"
+                ),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resurgam_model::plan::EffectivePlan;
+
+    use super::*;
+
+    const VAULT: &str = "[[backup.vaults]]\nname = 'here'\npath = 'p'\npassword_file = 'f'\n";
+
+    fn plan(text: &str) -> Plan {
+        EffectivePlan::resolve(Some(text), |_| None).unwrap().plan
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-25T12:00:00Z".parse().unwrap()
+    }
+
+    fn rules(text: &str, vaults: &[VaultState]) -> Vec<(Level, &'static str)> {
+        let audit = audit(&plan(text), vaults, now());
+        audit.findings.iter().map(|finding| (finding.level, finding.rule)).collect()
+    }
+
+    fn vault(same_device: bool, backups: Result<Vec<Backup>, String>) -> Vec<VaultState> {
+        vec![VaultState { name: "here".to_owned(), same_device, backups }]
+    }
+
+    fn backup(at: &str, proof: Proof) -> Backup {
+        Backup {
+            id: at.to_owned(),
+            taken_at: at.parse().unwrap(),
+            size: 1,
+            added: 1,
+            took_ms: 1,
+            proof,
+            manifest: resurgam_backup::manifest::Manifest::default(),
+            snapshot: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_schedule_of_six_hours_cannot_keep_an_objective_of_one() {
+        let text = format!("[contacts]\non-call = 'x'\n{VAULT}");
+        let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
+        let found = audit(&plan(&text), &vault(false, Ok(vec![good.clone()])), now());
+        assert!(!found.holds());
+        let broken = found.findings.first().unwrap();
+        assert_eq!(broken.rule, "rpo-out-of-reach");
+        assert!(
+            broken.problem.contains("full-cluster") && broken.problem.contains("6h 30s"),
+            "{broken:?}"
+        );
+        assert!(broken.remedy.contains("at least every 1h"), "{broken:?}");
+
+        let hourly =
+            format!("[contacts]\non-call = 'x'\n[backup]\nschedule = '*/30 * * * *'\n{VAULT}");
+        let found = audit(&plan(&hourly), &vault(false, Ok(vec![good])), now());
+        assert!(found.holds(), "{:?}", found.findings);
+    }
+
+    #[test]
+    fn the_longest_gap_counts_also_over_weekends() {
+        let text = format!("[backup]\nschedule = '0 9-17 * * MON-FRI'\njitter = '0s'\n{VAULT}");
+        assert_eq!(
+            longest_gap(&plan(&text), now()),
+            Some(Duration::from_secs((24 * 2 + 16) * 3600))
+        );
+    }
+
+    #[test]
+    fn without_standby_or_vault_a_lost_primary_is_the_end() {
+        let text = "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n";
+        let broken: Vec<_> = audit(&plan(text), &[], now())
+            .findings
+            .into_iter()
+            .filter(|finding| finding.level == Level::Broken)
+            .map(|finding| finding.problem)
+            .collect();
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken.iter().all(|problem| problem.contains("there is no vault")), "{broken:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_vaults_is_found() {
+        let text = format!(
+            "[contacts]\non-call = 'x'\n[backup]\nschedule = '0 * * * *'\njitter = '0s'\n{VAULT}"
+        );
+        let has = |vaults: Vec<VaultState>, wanted: (Level, &'static str)| {
+            let found = rules(&text, &vaults);
+            assert!(found.contains(&wanted), "{wanted:?} is missing: {found:?}");
+        };
+        has(vault(false, Ok(Vec::new())), (Level::Broken, "no-backup"));
+        has(vault(false, Err("gone".to_owned())), (Level::Broken, "vault-unreadable"));
+        has(vault(true, Ok(Vec::new())), (Level::Risk, "same-failure-domain"));
+        let never = backup("2026-11-25T11:59:00Z", Proof::None);
+        has(vault(false, Ok(vec![never])), (Level::Risk, "never-restored"));
+        let bad = backup("2026-11-25T11:59:00Z", Proof::Bad("so".to_owned()));
+        has(vault(false, Ok(vec![bad])), (Level::Risk, "bad-backup"));
+        let old = backup("2026-11-25T09:00:00Z", Proof::Verified(now()));
+        has(vault(false, Ok(vec![old])), (Level::Risk, "old-backup"));
+    }
+}

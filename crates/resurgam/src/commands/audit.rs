@@ -1,0 +1,95 @@
+//! `resurgam audit`
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use resurgam_model::Timestamp;
+
+use super::drill::wrapped;
+use super::status::word_of;
+use crate::audit::{VaultState, audit};
+use crate::backups::{blocking, open};
+use crate::failure::{Failure, code};
+use crate::output;
+use crate::plan::Loaded;
+
+/// Compute what the plan can keep of what it promises.
+///
+/// It looks at the plan and at the backups in its vaults: what each scenario could lose, beside its
+/// objective, and what else will go wrong one day, each with a remedy. How long a recovery takes
+/// only a drill can tell.
+///
+/// Exit code 3 when an objective cannot be met.
+///
+/// Examples:
+///   resurgam audit --plan resurgam.toml
+///   resurgam audit --json | jq '.findings[] | select(.level == "broken")'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct AuditArgs {
+    /// The plan; ./resurgam.toml if there is one.
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: AuditArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.plan.as_deref())?;
+    let mut vaults = Vec::new();
+    for vault in &loaded.plan().backup.vaults {
+        let opened = open(&loaded, vault).await;
+        let backups = match opened {
+            Ok(vault) => blocking(move || vault.backups()).await,
+            Err(failure) => Err(failure),
+        };
+        vaults.push(VaultState {
+            name: vault.name.to_string(),
+            same_device: same_device(&loaded.path(&vault.path), &loaded.state_dir()),
+            backups: backups.map_err(|failure| failure.message),
+        });
+    }
+    let found = audit(loaded.plan(), &vaults, Timestamp::now());
+    let exit = if found.holds() { code::OK } else { code::MISSED };
+    if args.json {
+        output::json(&found)?;
+        return Ok(exit);
+    }
+    let mut table = output::table(&["scenario", "severity", "RTO", "RPO", "can lose", "because"]);
+    for reach in &found.reach {
+        table.add_row([
+            reach.scenario.to_string(),
+            reach.severity.to_string(),
+            reach.rto_objective.to_string(),
+            reach.rpo_objective.to_string(),
+            reach.rpo_reach.map_or("everything".to_owned(), |reach| reach.to_string()),
+            wrapped(&reach.because),
+        ]);
+    }
+    output::data(&table.to_string());
+    let mut table = output::table(&["", "rule", "what is wrong", "what to do"]);
+    for finding in &found.findings {
+        table.add_row([
+            word_of(&finding.level),
+            finding.rule.to_owned(),
+            wrapped(&finding.problem),
+            wrapped(&finding.remedy),
+        ]);
+    }
+    if found.findings.is_empty() {
+        output::data("nothing was found");
+    } else {
+        output::data(&table.to_string());
+    }
+    Ok(exit)
+}
+
+/// Whether both are on one device. One that is not there yet will be on that of the folder above it.
+fn same_device(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| {
+        path.ancestors().find_map(|path| std::fs::metadata(path).ok()).map(|meta| meta.dev())
+    };
+    device(one).is_some() && device(one) == device(other)
+}
