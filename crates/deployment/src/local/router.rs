@@ -100,6 +100,9 @@ async fn connect(
 ) -> Option<(SocketAddr, TcpStream)> {
     loop {
         let target = tokio::select! {
+            // While there is a target, a client that has said all it has to say is no client that
+            // gave up: it waits for the answer.
+            biased;
             found = targets.wait_for(Option::is_some) => (*found.ok()?)?,
             () = closed(client) => return None,
         };
