@@ -3,7 +3,7 @@
 
 use jiff::tz::TimeZone;
 use resurgam_backup::vault::{Backup, Proof};
-use resurgam_model::plan::{Ask, Plan, StoreKind};
+use resurgam_model::plan::{Ask, Drills, Plan, StoreKind};
 use resurgam_model::{Duration, Scenario, Severity, Timestamp};
 use serde::Serialize;
 
@@ -124,12 +124,13 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>) -> Reach {
             (reach, format!("there is no standby; {because}"))
         }
         Scenario::PostgresPrimary if plan.postgres.synchronous => {
-            (zero, "commits wait for a standby".to_owned())
+            let patience = plan.postgres.degrade_after;
+            (zero, format!("commits wait for a standby, while one was there within {patience}"))
         }
-        Scenario::PostgresPrimary => (
-            Some(objectives.rpo),
-            "standbys follow without being waited for; a loss above the objective asks a person first".to_owned(),
-        ),
+        // That a person is asked before more is given up bounds nothing: it is gone by then.
+        Scenario::PostgresPrimary => {
+            (None, "standbys follow without being waited for, however far behind".to_owned())
+        }
         Scenario::Api | Scenario::AgentRegistry | Scenario::WorkerPool | Scenario::FullStop => {
             (zero, "what is acknowledged is on disk".to_owned())
         }
@@ -147,6 +148,9 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>) -> Reach {
 fn remedy(plan: &Plan, scenario: Scenario) -> String {
     let rpo = plan.objectives(scenario).rpo;
     match scenario {
+        Scenario::PostgresPrimary if plan.postgres.standbys > 0 => {
+            "set postgres.synchronous = true".to_owned()
+        }
         Scenario::PostgresPrimary => "set postgres.standbys to 1 or more".to_owned(),
         _ if plan.backup.vaults.is_empty() => "add a vault under [[backup.vaults]]".to_owned(),
         _ if !plan.backup.scheduled => "set backup.scheduled = true".to_owned(),
@@ -184,17 +188,6 @@ fn database(plan: &Plan, findings: &mut Vec<Finding>) {
             rule: "one-machine",
             problem: "the database is a file on this machine; only a backup survives the loss of its disk".to_owned(),
             remedy: "store.kind = \"postgres\" with a standby, if that is not enough".to_owned(),
-        });
-    }
-    if plan.store.kind == StoreKind::Postgres
-        && plan.postgres.standbys > 0
-        && !plan.postgres.synchronous
-    {
-        findings.push(Finding {
-            level: Level::Risk,
-            rule: "asynchronous-replication",
-            problem: "what a standby has not received is lost with the primary".to_owned(),
-            remedy: "postgres.synchronous = true".to_owned(),
         });
     }
 }
@@ -284,6 +277,14 @@ fn backups(
 }
 
 fn people(plan: &Plan, findings: &mut Vec<Finding>) {
+    if plan.deployment.drills == Drills::Refused {
+        findings.push(Finding {
+            level: Level::Note,
+            rule: "never-drilled",
+            problem: "the plan refuses drills, so that nobody knows how long a recovery takes here".to_owned(),
+            remedy: "drill a copy of it: the same plan with another state_dir and deployment.drills = \"allowed\"".to_owned(),
+        });
+    }
     let contacts = &plan.contacts;
     if contacts.on_call.is_none() {
         findings.push(Finding {
@@ -399,6 +400,21 @@ mod tests {
             .collect();
         assert_eq!(broken.len(), 2, "{broken:?}");
         assert!(broken.iter().all(|problem| problem.contains("there is no vault")), "{broken:?}");
+    }
+
+    #[test]
+    fn nothing_bounds_what_asynchronous_replication_loses() {
+        for (synchronous, wanted) in [(true, 0), (false, 1)] {
+            let text = format!(
+                "[store]\nkind = 'postgres'\n[postgres]\nsynchronous = {synchronous}\n[objectives.full-cluster]\nrto = '1h'\nrpo = '24h'\n{VAULT}"
+            );
+            let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
+            let found = audit(&plan(&text), &vault(false, Ok(vec![good])), now());
+            let broken: Vec<_> =
+                found.findings.iter().filter(|f| f.level == Level::Broken).collect();
+            assert_eq!(broken.len(), wanted, "{broken:?}");
+            assert!(broken.iter().all(|f| f.problem.starts_with("postgres-primary")), "{broken:?}");
+        }
     }
 
     #[test]

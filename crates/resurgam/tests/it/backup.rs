@@ -346,3 +346,24 @@ fn what_cannot_be_is_said_clearly() {
     let greatest = greatest_file(&place.path("vault"));
     fs::remove_file(greatest).unwrap();
 }
+
+#[test]
+fn an_audit_says_what_the_plan_cannot_keep() {
+    let place = place("");
+    let broken = place.finish(&["audit", "--json"]);
+    assert_eq!(broken.status.code(), Some(3), "{broken:?}");
+    let found = broken.json();
+    let rules: Vec<_> = found["findings"].as_array().unwrap().iter().map(|f| &f["rule"]).collect();
+    for rule in ["rpo-out-of-reach", "no-backup", "same-failure-domain", "no-contact"] {
+        assert!(rules.iter().any(|found| *found == rule), "{rule} is missing: {rules:?}");
+    }
+    let kept = scheduled(
+        "[contacts]\non-call = 'desk 9'\n[backup]\nschedule = '*/20 * * * *'\njitter = '10s'\n",
+    );
+    let up = Up::ready(&kept);
+    back_up(&kept);
+    up.process.stop(&kept);
+    let told = kept.finish(&["audit"]);
+    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    assert!(told.out.contains("20m 10s"), "{told:?}");
+}
