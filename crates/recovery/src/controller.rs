@@ -294,8 +294,9 @@ impl Controller {
             if Duration::try_from(age).is_ok_and(|age| age < pause.min(LONGEST_PAUSE)) {
                 return Ok(());
             }
-            journal.reopen_incident(last.id, Timestamp::now())?;
-            tracing::warn!(incident = %last.id, scenario = %new.scenario, cause = new.cause, "the recovery is begun anew");
+            if journal.reopen_incident(last.id, Some(new), Timestamp::now())? {
+                tracing::warn!(incident = %last.id, scenario = %new.scenario, cause = new.cause, "the recovery is begun anew");
+            }
             return Ok(());
         }
         let incident = journal.open_incident(new, Timestamp::now())?;
@@ -334,7 +335,9 @@ impl Controller {
                     }
                 }
                 Order::Resume { incident } => {
-                    journal.reopen_incident(incident, Timestamp::now())?;
+                    if !journal.reopen_incident(incident, None, Timestamp::now())? {
+                        tracing::warn!(%incident, "not begun anew: it did not fail, or the same cause has another incident that is open");
+                    }
                 }
                 Order::Restart { components: named } => {
                     let controller = Arc::clone(self);

@@ -256,16 +256,30 @@ impl Journal {
     }
 
     /// Begins the recovery of an incident anew, one that failed or was refused: all its steps, for
-    /// what they found may no longer hold. Does nothing to others, and tells whether it did.
+    /// what they found may no longer hold. With `again` also its first sign and cause are those of
+    /// now: meanwhile all may have been well. Does nothing to others, nor while the same cause has
+    /// another open incident, and tells whether it did.
     ///
     /// # Errors
-    /// When the journal fails, or the same cause has another open incident.
-    pub fn reopen_incident(&self, id: IncidentId, now: Timestamp) -> Result<bool> {
+    /// When the journal fails.
+    pub fn reopen_incident(
+        &self,
+        id: IncidentId,
+        again: Option<&NewIncident>,
+        now: Timestamp,
+    ) -> Result<bool> {
+        let first_sign = again.map(|new| millis(new.first_sign));
+        let cause = again.map(|new| new.cause.as_str());
         self.write(|transaction| {
             let reopened = transaction.execute(
-                "UPDATE incidents SET state = 'open', closed_at = NULL, round = round + 1
-                 WHERE id = ?1 AND state IN ('failed', 'refused')",
-                [id.to_string()],
+                "UPDATE incidents SET state = 'open', closed_at = NULL, restored_at = NULL,
+                     round = round + 1, first_sign = COALESCE(?2, first_sign),
+                     cause = COALESCE(?3, cause)
+                 WHERE id = ?1 AND state IN ('failed', 'refused') AND NOT EXISTS (
+                     SELECT 1 FROM incidents AS other WHERE other.state = 'open'
+                     AND other.scenario = incidents.scenario
+                     AND other.component = incidents.component)",
+                params![id.to_string(), first_sign, cause],
             )?;
             if reopened > 0 {
                 enter(transaction, id, now)?;

@@ -27,8 +27,9 @@ use chain::{Kind, append};
 
 use crate::{Error, Result};
 
-/// The layout of the tables. 0 had no chain, and fewer states of an incident.
-const LAYOUT: i64 = 1;
+/// The layout of the tables. 0 had no chain, and fewer states of an incident; 1 had no index for
+/// orders.
+const LAYOUT: i64 = 2;
 
 /// A handle to the journal. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -142,7 +143,7 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
         ));
     }
     if found < LAYOUT {
-        let is_old = transaction.table_exists(None, "incidents")?;
+        let is_old = found == 0 && transaction.table_exists(None, "incidents")?;
         if is_old {
             transaction.execute_batch(include_str!("relax.sql"))?;
         }

@@ -3,7 +3,7 @@
 //! Whoever may write into the state folder may order. So an order needs no way into the controller,
 //! is on disk before anything follows from it, and stands in the chain with its author.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use resurgam_model::plan::Ask;
 use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
@@ -40,6 +40,11 @@ pub enum Order {
         incident: IncidentId,
         /// Which.
         step: String,
+        /// What was asked. The word is on this alone: should there be more to lose by the time it
+        /// is heard, it is asked again. Without one it is given in advance, and lets the step be
+        /// taken, but on no terms that nobody has seen.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        question: Option<String>,
     },
     /// Let a step that waits not go on; the recovery is refused then.
     Reject {
@@ -76,10 +81,26 @@ pub struct Ordered {
 /// What people have decided about a step that waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decisions {
-    /// Who let it go on, each person once.
-    pub approved: BTreeSet<String>,
+    /// Who let it go on, each person once, by what they were asked.
+    pub approved: BTreeMap<Option<String>, BTreeSet<String>>,
     /// Who did not.
     pub rejected: BTreeSet<String>,
+}
+
+impl Decisions {
+    /// How many people have said yes to this question.
+    #[must_use]
+    pub fn in_favour(&self, question: &str) -> usize {
+        self.approved.get(&Some(question.to_owned())).map_or(0, BTreeSet::len)
+    }
+
+    /// How many people let the step be taken: asked so, or in advance.
+    #[must_use]
+    pub fn in_favour_of_taking(&self, question: &str) -> usize {
+        let asked = self.approved.get(&Some(question.to_owned()));
+        let before = self.approved.get(&None);
+        asked.into_iter().chain(before).flatten().collect::<BTreeSet<_>>().len()
+    }
 }
 
 /// The number of the last order that was carried out.
@@ -164,12 +185,14 @@ impl Journal {
             }
             let Ok(Ordered { by, order }) = serde_json::from_str(&content) else { continue };
             match order {
-                Order::Approve { step: of, .. } if of == step => {
+                Order::Approve { step: of, question, .. } if of == step => {
                     decisions.rejected.remove(&by);
-                    decisions.approved.insert(by);
+                    decisions.approved.entry(question).or_default().insert(by);
                 }
                 Order::Reject { step: of, .. } if of == step => {
-                    decisions.approved.remove(&by);
+                    decisions.approved.values_mut().for_each(|people| {
+                        people.remove(&by);
+                    });
                     decisions.rejected.insert(by);
                 }
                 _ => {}

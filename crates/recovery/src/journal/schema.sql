@@ -52,3 +52,5 @@ CREATE TABLE IF NOT EXISTS entries (
     hash    BLOB NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS entries_about ON entries (about, number);
+-- The controller asks for new ones several times a second.
+CREATE INDEX IF NOT EXISTS entries_orders ON entries (number) WHERE kind = 'order';

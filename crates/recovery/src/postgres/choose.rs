@@ -33,8 +33,8 @@ pub struct Choice {
 /// Chooses the most advanced candidate: the latest timeline, then the furthest position; the
 /// standby recorded as complete wins a tie.
 ///
-/// `samples` are positions of the lost primary over time, `fault` is when it was last known to
-/// accept writes. All candidates descend from the same primary, so whoever is at least as far
+/// `samples` are positions of the lost primary over time, `fault` is when its loss was first
+/// suspected. All candidates descend from the same primary, so whoever is at least as far
 /// as the complete standby is complete as well.
 #[must_use]
 pub fn choose(
@@ -53,6 +53,8 @@ pub fn choose(
     }
     let last = samples.last().map(|(_, position)| *position);
     let loss_bytes = last.map(|last| last.bytes_ahead_of(best.received));
+    // It was seen to accept writes up to its last position, whatever made people suspect it before.
+    let fault = samples.last().map_or(fault, |(at, _)| fault.max(*at));
     // The latest moment at which the primary had nothing that the candidate lacks.
     let safe = samples.iter().rev().find(|(_, position)| *position <= best.received);
     let loss = safe.map(|(at, _)| fault.saturating_duration_since(*at));
@@ -104,6 +106,8 @@ mod tests {
         let samples = [(at(0), Lsn(100)), (at(100), Lsn(200)), (at(200), Lsn(300))];
         let choice = choose(&[candidate("a", 1, 250)], None, &samples, at(250)).unwrap();
         assert_eq!((choice.loss_ms, choice.loss_bytes), (Some(150), Some(50)));
+        let revived = choose(&[candidate("a", 1, 250)], None, &samples, at(50)).unwrap();
+        assert_eq!(revived.loss_ms, Some(100), "it wrote on after the first sign");
         let far_behind = choose(&[candidate("a", 1, 50)], None, &samples, at(250)).unwrap();
         assert_eq!(far_behind.loss_ms, None);
     }

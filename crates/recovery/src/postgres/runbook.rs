@@ -67,32 +67,36 @@ impl Step for Confirm {
     }
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
-        let database = &self.0;
-        let mut well_since = None;
-        loop {
-            let state = database.authority.view().state;
-            let Some(primary) = state.primary else {
-                // Fenced already, by a controller before this one.
-                let former = state.former.map(|name| name.to_string());
-                return Ok(Done::skipped("nobody reigns").with(json!({ "former": former })));
-            };
-            match diagnose(&database.signs(database.fence_patience())) {
-                Verdict::Lost(signs) => {
-                    let detail = format!("{primary} is lost: {}", signs.join("; "));
-                    return Ok(Done::now(detail).with(json!({ "former": primary })));
-                }
-                Verdict::Healthy => {
-                    let since: Instant = *well_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > FRESH {
-                        return Err(Stop::FalseAlarm(format!(
-                            "{primary} accepts writes: it came back by itself"
-                        )));
-                    }
-                }
-                Verdict::Starting | Verdict::Suspect(_) => well_since = None,
+        confirm(&self.0).await
+    }
+}
+
+/// Waits until the signs agree on what is the matter.
+async fn confirm(database: &Database) -> Result<Done, Stop> {
+    let mut well_since = None;
+    loop {
+        let state = database.authority.view().state;
+        let Some(primary) = state.primary else {
+            // Fenced already, by a controller before this one.
+            let former = state.former.map(|name| name.to_string());
+            return Ok(Done::skipped("nobody reigns").with(json!({ "former": former })));
+        };
+        match diagnose(&database.signs(database.fence_patience())) {
+            Verdict::Lost(signs) => {
+                let detail = format!("{primary} is lost: {}", signs.join("; "));
+                return Ok(Done::now(detail).with(json!({ "former": primary })));
             }
-            tokio::time::sleep(LOOK).await;
+            Verdict::Healthy => {
+                let since: Instant = *well_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > FRESH {
+                    return Err(Stop::FalseAlarm(format!(
+                        "{primary} accepts writes: it came back by itself"
+                    )));
+                }
+            }
+            Verdict::Starting | Verdict::Suspect(_) => well_since = None,
         }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -141,12 +145,20 @@ impl Step for Fence {
     }
 
     fn timeout(&self) -> Duration {
-        self.0.authority.lease() * 2 + Duration::from_secs(10)
+        // Of which the half is for a look at whether it is still lost.
+        self.0.authority.lease() * 4 + Duration::from_secs(20)
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
         let former = name_in(so_far, "confirm", "former")?;
+        if so_far.waited && database.authority.view().state.primary.as_ref() == Some(&former) {
+            // People take their time, in which it may have come back.
+            let patience = database.authority.lease() * 2 + Duration::from_secs(10);
+            tokio::time::timeout(patience, confirm(database)).await.map_err(|_| {
+                Stop::Retry(format!("the signs do not agree any more that {former} is lost"))
+            })??;
+        }
         let state = database.authority.change(|state| {
             if state.primary.as_ref() == Some(&former) {
                 state.primary = None;
@@ -232,9 +244,7 @@ impl Step for Choose {
                 let complete = view.state.complete.as_ref();
                 let best = choose(&candidates, complete, &view.samples, fault);
                 let affordable = best.as_ref().is_some_and(|choice| {
-                    so_far.approved
-                        || choice.complete
-                        || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
+                    choice.complete || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
                 });
                 if affordable {
                     return best.map(|choice| Ok((choice, false)));
@@ -262,12 +272,7 @@ impl Step for Choose {
                 let loss = match (choice.complete, choice.loss_ms, choice.loss_bytes) {
                     (true, _, _) => "nothing acknowledged is missing".to_owned(),
                     (false, Some(ms), Some(bytes)) => {
-                        let by = if so_far.approved && ms > rpo.as_millis() {
-                            "which was approved".to_owned()
-                        } else {
-                            format!("which the objective of {rpo} allows")
-                        };
-                        format!("up to {ms} ms ({bytes} bytes of log) may be missing, {by}")
+                        format!("up to {ms} ms ({bytes} bytes of log) may be missing, which the objective of {rpo} allows")
                     }
                     (false, Some(ms), None) => format!("up to {ms} ms may be missing"),
                     (false, None, _) => "what is missing is not known".to_owned(),
@@ -279,16 +284,29 @@ impl Step for Choose {
             Err(None) => Err(Stop::Refuse(
                 "no standby can be reached, and the former primary has no usable data; restore from a backup, or bring an instance back and start the recovery again".to_owned(),
             )),
-            Err(Some(choice)) => Err(Stop::Ask(format!(
-                "{} is the best, but {} would be lost{}, and the objective allows {rpo}. Shall it reign all the same?",
-                choice.name,
-                choice.loss_ms.map_or("an unknown amount".to_owned(), |ms| {
-                    format!("up to {} of acknowledged writes", resurgam_model::Duration::from_millis(ms))
-                }),
-                choice.loss_bytes.map_or(String::new(), |bytes| format!(" ({bytes} bytes of log)")),
-            ))),
+            Err(Some(choice)) => {
+                let question = question(&choice, rpo);
+                if !so_far.agreed.contains(&question) {
+                    return Err(Stop::Ask(question));
+                }
+                let detail = format!("{}, as people have agreed: {question}", choice.name);
+                Ok(Done::now(detail).with(json!({ "chosen": choice.name, "loss_ms": choice.loss_ms, "loss_bytes": choice.loss_bytes })))
+            }
         }
     }
+}
+
+/// What people are asked before more is given up than was promised. It holds all that the answer
+/// depends on, in whole seconds, so that it stays the same for as long as the matter does.
+fn question(choice: &Choice, rpo: resurgam_model::Duration) -> String {
+    let time = choice.loss_ms.map_or("an unknown amount".to_owned(), |ms| {
+        format!("up to {} s of acknowledged writes", ms.div_ceil(1000))
+    });
+    let bytes = choice.loss_bytes.map_or(String::new(), |bytes| format!(" ({bytes} bytes of log)"));
+    format!(
+        "{} is the best, but {time} would be lost{bytes}, and the objective allows {rpo}. Shall it reign all the same?",
+        choice.name
+    )
 }
 
 /// Gives the reign to the chosen one.

@@ -1,5 +1,6 @@
 //! Goes through a runbook, from wherever the journal says it was.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use resurgam_model::Timestamp;
@@ -125,6 +126,14 @@ fn recorded_end(record: &StepRecord) -> Option<IncidentState> {
     }
 }
 
+/// What people are asked.
+enum Question {
+    /// Whether the step is to be taken at all.
+    Taking(String),
+    /// What the step itself wants to know, with what it would cost.
+    Own(String),
+}
+
 /// What people have said.
 enum Word {
     Approved,
@@ -149,31 +158,36 @@ impl Run<'_> {
     /// Runs it, asking people where they are to be asked. None when a person has closed the
     /// incident.
     async fn to_its_end(&self, fault: &mut Option<Fault>) -> Result<Option<Result<Done, Stop>>> {
-        let mut approved = matches!(self.word()?, Word::Approved);
         let first = match self.terms.approval.ask {
             Ask::Never => false,
             Ask::Dangerous => self.step.danger() >= Danger::Dangerous,
             Ask::Always => self.step.danger() >= Danger::Acts,
         };
-        if first && !approved {
-            let question = format!("shall the step {} be taken?", self.step.name());
+        let mut waited = false;
+        if first {
+            let question =
+                Question::Taking(format!("shall the step {} be taken?", self.step.name()));
             match self.ask(&question, None).await? {
-                Word::Approved => approved = true,
+                Word::Approved => waited = true,
                 Word::Rejected(why) => return Ok(Some(Err(Stop::Refuse(why)))),
                 Word::TakenOver | Word::None => return Ok(None),
             }
         }
+        // What the step itself has asked, and people have agreed to.
+        let mut agreed = BTreeSet::new();
         loop {
             if !self.is_open()? {
                 return Ok(None);
             }
-            let question = match self.tries(approved, fault).await? {
-                // Approved and asked all the same: there is nothing more that a person could say.
-                Err(Stop::Ask(question)) if !approved => question,
+            let question = match self.tries(waited, &agreed, fault).await? {
+                Err(Stop::Ask(question)) if !agreed.contains(&question) => question,
+                // To be asked what was answered already would never end.
                 outcome => return Ok(Some(outcome)),
             };
-            match self.ask(&question, Some(LOOK_AGAIN)).await? {
-                Word::Approved => approved = true,
+            waited = true;
+            let asked = Question::Own(question.clone());
+            match self.ask(&asked, Some(LOOK_AGAIN)).await? {
+                Word::Approved => drop(agreed.insert(question)),
                 Word::Rejected(why) => return Ok(Some(Err(Stop::Refuse(why)))),
                 Word::TakenOver => return Ok(None),
                 Word::None => {}
@@ -186,33 +200,41 @@ impl Run<'_> {
         Ok(now.is_none_or(|incident| incident.state == IncidentState::Open))
     }
 
-    fn word(&self) -> Result<Word> {
+    fn word(&self, question: &Question) -> Result<Word> {
         let decisions = self.journal.decisions(self.incident.id, self.step.name())?;
         if let Some(by) = decisions.rejected.first() {
             return Ok(Word::Rejected(format!("{by} has rejected it")));
         }
+        let given = match question {
+            Question::Taking(text) => decisions.in_favour_of_taking(text),
+            Question::Own(text) => decisions.in_favour(text),
+        };
         let enough = usize::try_from(self.terms.approval.required).unwrap_or(usize::MAX);
-        Ok(if decisions.approved.len() >= enough { Word::Approved } else { Word::None })
+        Ok(if given >= enough { Word::Approved } else { Word::None })
     }
 
     /// Waits for people, at most so long.
-    async fn ask(&self, question: &str, patience: Option<Duration>) -> Result<Word> {
+    async fn ask(&self, question: &Question, patience: Option<Duration>) -> Result<Word> {
         let (id, name) = (self.incident.id, self.step.name());
+        let (Question::Taking(text) | Question::Own(text)) = question;
+        if let word @ (Word::Approved | Word::Rejected(_)) = self.word(question)? {
+            return Ok(word);
+        }
         let begun = self.journal.steps(id)?;
         if begun.iter().all(|record| record.number != self.number) {
             self.journal.start_step(id, self.number, name, Timestamp::now())?;
         }
         let asked = begun.iter().find(|record| record.number == self.number);
-        if asked.is_none_or(|r| r.status != StepStatus::Waiting || r.detail != question) {
-            self.journal.step_waits(id, self.number, name, question, Timestamp::now())?;
-            tracing::warn!(incident = %id, step = name, question, "a person has to decide: resurgam approve {id}");
+        if asked.is_none_or(|r| r.status != StepStatus::Waiting || r.detail != *text) {
+            self.journal.step_waits(id, self.number, name, text, Timestamp::now())?;
+            tracing::warn!(incident = %id, step = name, question = text, "a person has to decide: resurgam approve {id}");
         }
         let until = patience.map(|patience| tokio::time::Instant::now() + patience);
         loop {
             if !self.is_open()? {
                 return Ok(Word::TakenOver);
             }
-            match self.word()? {
+            match self.word(question)? {
                 Word::None => {}
                 word => return Ok(word),
             }
@@ -224,9 +246,14 @@ impl Run<'_> {
     }
 
     /// Tries it as often as it allows.
-    async fn tries(&self, approved: bool, fault: &mut Option<Fault>) -> Result<Result<Done, Stop>> {
+    async fn tries(
+        &self,
+        waited: bool,
+        agreed: &BTreeSet<String>,
+        fault: &mut Option<Fault>,
+    ) -> Result<Result<Done, Stop>> {
         let (step, name) = (self.step, self.step.name());
-        let so_far = SoFar { incident: self.incident, steps: self.records, approved };
+        let so_far = SoFar { incident: self.incident, steps: self.records, waited, agreed };
         let mut attempt = 0;
         loop {
             attempt += 1;

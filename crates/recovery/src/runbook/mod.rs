@@ -7,6 +7,7 @@ mod outline;
 pub use engine::{Ended, Terms, execute};
 pub use outline::{Outline, outline};
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,8 +77,10 @@ pub struct SoFar<'a> {
     pub incident: &'a Incident,
     /// The steps before, as recorded.
     pub steps: &'a [StepRecord],
-    /// People have said that this step shall go on, whatever it was that it asked.
-    pub approved: bool,
+    /// The step has waited for people: what the steps before found may no longer hold.
+    pub waited: bool,
+    /// The questions of this step to which enough people have agreed.
+    pub agreed: &'a BTreeSet<String>,
 }
 
 impl SoFar<'_> {
@@ -125,8 +128,8 @@ pub enum Stop {
     Retry(String),
     /// To go on would not be safe.
     Refuse(String),
-    /// A person has to decide: the question. Once approved the step is run again, and sees so in
-    /// [`SoFar::approved`].
+    /// A person has to decide: the question, with all that the answer depends on. Once people have
+    /// agreed the step is run again, and finds it in [`SoFar::agreed`].
     Ask(String),
     /// There is nothing to recover from.
     FalseAlarm(String),

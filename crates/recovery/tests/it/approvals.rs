@@ -28,10 +28,13 @@ async fn asked(scene: &Scene) -> (String, String) {
     }
 }
 
+/// Answers what the step asks now; if it asks nothing, in advance.
 fn say(scene: &Scene, by: &str, step: &str, yes: bool) {
     let (incident, step) = (scene.incident.id, step.to_owned());
+    let waits = scene.records().into_iter().find(|s| s.status == StepStatus::Waiting);
+    let question = waits.filter(|waits| waits.name == step).map(|waits| waits.detail);
     let order = match yes {
-        true => Order::Approve { incident, step },
+        true => Order::Approve { incident, step, question },
         false => Order::Reject { incident, step },
     };
     // As the command does: over a handle of its own.
@@ -90,7 +93,7 @@ async fn two_are_two_different_people() {
     let (ended, ()) = tokio::join!(scene.execute_on(None, &terms), people);
     assert_eq!(ended.state, IncidentState::Recovered);
     let decisions = scene.journal.decisions(scene.incident.id, "act").unwrap();
-    assert_eq!(decisions.approved.into_iter().collect::<Vec<_>>(), ["ada", "grace"]);
+    assert_eq!(decisions.in_favour("shall the step act be taken?"), 2);
 }
 
 #[tokio::test]
@@ -116,11 +119,46 @@ async fn a_step_that_asks_by_itself_is_run_again_once_approved() {
         assert_eq!((step.as_str(), question.as_str()), ("act", "all of it?"));
         say(&scene, "ada", "act", true);
     };
-    let odd = Does::Asks("all of it?");
+    let odd = Does::Asks(&["all of it?"]);
     let terms = terms(Ask::Never, 1);
     let (ended, ()) = tokio::join!(scene.execute_on(Some(("act", &odd)), &terms), people);
     assert_eq!(ended.state, IncidentState::Recovered);
     assert_eq!(scene.runs(), ["look", "act", "act", "verify"]);
+}
+
+/// The word is on what was asked: for more than that it is asked anew.
+#[tokio::test]
+async fn agreement_to_lose_little_is_none_to_lose_more() {
+    let scene = Scene::new();
+    let people = async {
+        for expected in ["lose 1 s?", "lose 2 s?"] {
+            while asked(&scene).await.1 != expected {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(!scene.effects().contains(&"act".to_owned()), "not before all is agreed");
+            say(&scene, "ada", "act", true);
+        }
+    };
+    let odd = Does::Asks(&["lose 1 s?", "lose 2 s?"]);
+    let terms = terms(Ask::Never, 1);
+    let (ended, ()) = tokio::join!(scene.execute_on(Some(("act", &odd)), &terms), people);
+    assert_eq!(ended.state, IncidentState::Recovered);
+    assert_eq!(scene.runs(), ["look", "act", "act", "act", "verify"]);
+}
+
+#[tokio::test]
+async fn terms_that_nobody_has_seen_are_not_agreed_to_in_advance() {
+    let scene = Scene::new();
+    say(&scene, "ada", "act", true);
+    let people = async {
+        assert_eq!(asked(&scene).await.1, "all of it?");
+        say(&scene, "ada", "act", false);
+    };
+    let odd = Does::Asks(&["all of it?"]);
+    let terms = terms(Ask::Dangerous, 1);
+    let (ended, ()) = tokio::join!(scene.execute_on(Some(("act", &odd)), &terms), people);
+    assert_eq!(ended.state, IncidentState::Refused);
+    assert_eq!(scene.effects(), ["look"]);
 }
 
 #[tokio::test]
@@ -179,8 +217,9 @@ async fn a_recovery_that_is_begun_anew_asks_anew_and_keeps_what_was_before() {
     assert_eq!(ended.state, IncidentState::Refused);
 
     let id = scene.incident.id;
-    assert!(scene.journal.reopen_incident(id, Timestamp::now()).unwrap());
-    assert!(!scene.journal.reopen_incident(id, Timestamp::now()).unwrap(), "it is open already");
+    assert!(scene.journal.reopen_incident(id, None, Timestamp::now()).unwrap());
+    let again = scene.journal.reopen_incident(id, None, Timestamp::now()).unwrap();
+    assert!(!again, "it is open already");
     assert!(scene.records().is_empty(), "all steps are to be taken anew");
     let yes = async {
         asked(&scene).await;

@@ -142,12 +142,34 @@ fn a_journal_of_an_earlier_version_is_adopted_with_all_that_it_held() {
     assert_eq!(journal.cluster().unwrap().version, 7);
 
     // And lives on: with states that the first layout would have refused.
-    assert!(journal.reopen_incident(incident.id, Timestamp::now()).unwrap());
+    assert!(journal.reopen_incident(incident.id, None, Timestamp::now()).unwrap());
     journal.start_step(incident.id, 0, "confirm", Timestamp::now()).unwrap();
     journal.step_waits(incident.id, 0, "confirm", "well?", Timestamp::now()).unwrap();
     assert!(journal.resolve_incident(incident.id, "ada", "done", Timestamp::now()).unwrap());
     drop(journal);
     assert!(findings(&file).is_empty());
+}
+
+#[test]
+fn a_journal_of_the_second_layout_gets_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("journal.db");
+    let journal = journal(dir.path());
+    journal.begin_run().unwrap();
+    drop(journal);
+    let second = Connection::open(&file).unwrap();
+    second.execute_batch("DROP INDEX entries_orders; PRAGMA user_version = 1").unwrap();
+    drop(second);
+    assert!(findings(&file).is_empty());
+    let plan: String = Connection::open(&file)
+        .unwrap()
+        .query_row(
+            "EXPLAIN QUERY PLAN SELECT content FROM entries WHERE number > 1 AND kind = 'order' ORDER BY number",
+            [],
+            |row| row.get(3),
+        )
+        .unwrap();
+    assert!(plan.contains("entries_orders"), "{plan}");
 }
 
 #[test]

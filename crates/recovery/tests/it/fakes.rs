@@ -38,8 +38,9 @@ pub(crate) enum Does {
     Hangs,
     /// Stops.
     Stops(Stop),
-    /// Asks a question, and works once that was approved.
-    Asks(&'static str),
+    /// Asks a question, and works once people have agreed. There is more to lose each time that it
+    /// looks, of which the last stays.
+    Asks(&'static [&'static str]),
 }
 
 struct Fake {
@@ -80,8 +81,14 @@ impl Step for Fake {
             Does::Works => {}
             Does::Hangs => std::future::pending::<()>().await,
             Does::Stops(stop) => return Err(stop.clone()),
-            Does::Asks(_) if so_far.approved => {}
-            Does::Asks(question) => return Err(Stop::Ask((*question).to_owned())),
+            Does::Asks(questions) => {
+                let looks = fs::read_to_string(self.dir.join("runs")).unwrap();
+                let looks = looks.lines().filter(|line| *line == self.name).count();
+                let question = questions.get(looks - 1).or(questions.last()).unwrap();
+                if !so_far.agreed.contains(*question) {
+                    return Err(Stop::Ask((*question).to_owned()));
+                }
+            }
         }
         let output = json!({ "from": self.name });
         let effect = self.dir.join(format!("{}.done", self.name));

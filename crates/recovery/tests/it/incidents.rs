@@ -4,7 +4,7 @@ use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Scenario, Timestamp};
 use resurgam_recovery::Error;
 use resurgam_recovery::journal::cluster::ClusterState;
-use resurgam_recovery::journal::{IncidentState, Journal};
+use resurgam_recovery::journal::{IncidentState, Journal, NewIncident};
 use serde_json::{Value, json};
 
 use crate::fakes::{Scene, cause, journal};
@@ -29,6 +29,32 @@ fn one_cause_has_one_open_incident() {
     assert_ne!(next.id, other.id);
     let all: Vec<_> = journal.incidents(2).unwrap().iter().map(|i| i.id).collect();
     assert_eq!(all, [next.id, different.id], "the newest first, and no more than asked for");
+}
+
+/// Two that failed, for one cause: only one of them can be begun anew.
+#[test]
+fn one_cause_has_one_recovery_however_it_is_begun() {
+    let scene = Scene::new();
+    let (journal, first, now) = (&scene.journal, scene.incident.id, Timestamp::now());
+    journal.restored(first, now).unwrap();
+    journal.close_incident(first, IncidentState::Failed, now).unwrap();
+    let second = journal.open_incident(&cause("postgres-0"), now).unwrap().id;
+    assert!(!journal.reopen_incident(first, None, now).unwrap(), "the other one is open");
+    journal.close_incident(second, IncidentState::Failed, now).unwrap();
+
+    let later = Timestamp::from_millisecond(now.as_millisecond() + 60_000).unwrap();
+    let again = NewIncident {
+        cause: "lost once more".to_owned(),
+        first_sign: later,
+        ..cause("postgres-0")
+    };
+    assert!(journal.reopen_incident(first, Some(&again), later).unwrap());
+    let incident = journal.incident(first).unwrap().unwrap();
+    assert_eq!((incident.round, incident.cause.as_str()), (1, "lost once more"));
+    assert_eq!(incident.first_sign.as_millisecond(), later.as_millisecond());
+    assert_eq!(incident.restored_at, None, "it is lost again");
+    assert!(!journal.reopen_incident(second, Some(&again), later).unwrap());
+    assert!(journal.verify(None).unwrap().findings.is_empty());
 }
 
 /// Many threads notice the same loss at once, over several handles on the same file.

@@ -334,16 +334,25 @@ pub(crate) fn decide(args: &DecideArgs, yes: bool) -> Result<u8, Failure> {
         }
     };
     let id = args.incident;
+    // The word is on what was asked, and on nothing else.
+    let question = waiting.filter(|waiting| waiting.name == step).map(|step| step.detail.clone());
     let order = match yes {
-        true => Order::Approve { incident: id, step: step.clone() },
+        true => Order::Approve { incident: id, step: step.clone(), question: question.clone() },
         false => Order::Reject { incident: id, step: step.clone() },
     };
     opened.journal.order(&Ordered { by: who(), order }, Timestamp::now())?;
     let required = opened.loaded.plan().approval(incident.scenario).required;
-    let given = opened.journal.decisions(id, &step)?.approved.len();
+    let decisions = opened.journal.decisions(id, &step)?;
+    let given = match &question {
+        Some(question) => decisions.in_favour_of_taking(question),
+        None => decisions.in_favour_of_taking(""),
+    };
     let word = if yes { "approved" } else { "rejected" };
     let count =
         if yes && required > 1 { format!(" by {given} of {required}") } else { String::new() };
+    if let (true, Some(question)) = (yes, &question) {
+        output::note(&format!("asked was: {question}"));
+    }
     output::note(&format!("{step} is {word}{count}; follow it with: resurgam incident watch {id}"));
     Ok(code::OK)
 }

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use resurgam_recovery::drill::fault::{Process, working_in};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{LONG, Place, Up, until};
@@ -139,5 +141,42 @@ fn components_are_started_again_in_turn_and_the_pool_gets_its_size() {
     let unknown = place.finish(&["restart", "nobody"]);
     assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
     assert!(unknown.err.contains("worker-pool-1"), "it says what there is: {unknown:?}");
+    up.process.stop(&place);
+}
+
+/// People take their time. What came back meanwhile is not to be fenced.
+#[test]
+fn a_primary_that_came_back_while_people_thought_keeps_its_reign() {
+    let place = Place::new(
+        "[deployment]\nstate_dir = 'state'\n[store]\nkind = 'postgres'\n[postgres]\nlease = '20s'\n[approvals.postgres-primary]\nask = 'dangerous'\n",
+    );
+    let up = Up::ready(&place);
+    let before = up.status(&place).unwrap();
+    let keeper = before["components"].as_array().unwrap().iter();
+    let keeper = keeper.clone().find(|c| c["name"] == "postgres-0").unwrap()["pid"].as_u64();
+    let mut frozen = vec![Process::find(u32::try_from(keeper.unwrap()).unwrap()).unwrap()];
+    frozen.extend(working_in(&place.path("state/postgres/postgres-0/data")));
+    assert!(frozen.len() > 3);
+    frozen.iter().for_each(|process| process.signal(Signal::STOP));
+    let id = until("the loss is believed, and a step waits", LONG, &place, || {
+        let open = place.finish(&["incident", "list", "--open", "--json"]).json();
+        let id = open[0]["id"].as_str()?.to_owned();
+        let shown = place.finish(&["incident", "show", &id, "--json"]).json();
+        shown["steps"].as_array()?.iter().any(|s| s["status"] == "waiting").then_some(id)
+    });
+    frozen.iter().for_each(|process| process.signal(Signal::CONT));
+    until("the primary is heard again", LONG, &place, || {
+        let status = up.status(&place)?;
+        let instances = status["postgres"]["instances"].as_array()?.clone();
+        let primary = instances.into_iter().find(|i| i["name"] == "postgres-0")?;
+        let well = primary["observed"]["state"]["is"] == "primary";
+        (well && primary["heard_ms"].as_u64()? < 1000).then_some(())
+    });
+    assert_eq!(place.finish(&["approve", &id]).status.code(), Some(0));
+    let incident = up.closed_incidents(&place, "postgres-primary", &[]).remove(0);
+    assert_eq!(incident["state"], "false-alarm", "{incident:#}\n{}", place.logs());
+    let after = up.status(&place).unwrap();
+    assert_eq!(after["postgres"]["primary"], "postgres-0");
+    assert_eq!(after["postgres"]["epoch"], before["postgres"]["epoch"], "no reign was taken away");
     up.process.stop(&place);
 }
