@@ -206,7 +206,8 @@ fn summary(incident: &Incident, plan: &Plan) -> String {
     text
 }
 
-fn sentence(text: &str) -> String {
+/// A summary as a sentence.
+pub(crate) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let first: String = letters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
     format!("{first}{}.", letters.as_str())

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use resurgam_model::plan::{Contacts, Plan};
 use resurgam_model::{Scenario, Severity};
 
+use crate::account::sentence;
 use crate::runbook::{Danger, outline};
 
 /// The page of one scenario, with the objectives and contacts of a plan.
@@ -62,12 +63,6 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
         row("Database team", &contacts.database);
     }
     row("Infrastructure team", &contacts.infrastructure);
-}
-
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    let first: String = letters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
-    format!("{first}{}.", letters.as_str())
 }
 
 fn meaning(severity: Severity) -> &'static str {

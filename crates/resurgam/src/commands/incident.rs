@@ -261,7 +261,8 @@ async fn watch(args: &WatchArgs) -> Result<u8, Failure> {
     }
 }
 
-fn outcome(state: IncidentState) -> u8 {
+/// The exit code that goes with the end of an incident.
+pub(crate) fn outcome(state: IncidentState) -> u8 {
     match state {
         IncidentState::Recovered
         | IncidentState::FalseAlarm

@@ -7,14 +7,14 @@ use clap::Args;
 use resurgam_model::plan::Ask;
 use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
 use resurgam_recovery::account;
-use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::journal::IncidentState;
 use resurgam_recovery::journal::orders::{Order, Ordered};
 use resurgam_recovery::planning;
 use resurgam_recovery::scaling::POOL;
-use resurgam_recovery::status::Status;
 
+use super::incident::outcome;
 use super::journal::{JournalArgs, Opened, who};
+use super::status;
 use crate::failure::{Failure, code};
 use crate::output;
 
@@ -22,6 +22,8 @@ use crate::output;
 const LOOK: Duration = Duration::from_millis(100);
 /// So long the controller may take to take an order.
 const TAKEN: Duration = Duration::from_secs(10);
+/// Among so many incidents the one that an order is about is looked for.
+const RECENT: u32 = 50;
 /// Entries of the journal that are read at once.
 const PAGE: u32 = 500;
 
@@ -105,51 +107,24 @@ pub(crate) struct ScaleArgs {
     journal: JournalArgs,
 }
 
-/// What the running controller says of its deployment.
-pub(crate) async fn status_of(opened: &Opened) -> Result<Status, Failure> {
-    let state = opened.loaded.state_dir();
-    let address = Address::read(&state).ok_or_else(|| {
-        Failure::new(format!(
-            "nothing runs on {}, so nobody would carry it out; start it with: resurgam up",
-            state.display()
-        ))
-    })?;
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
-    let url = format!("{}/v1/status", address.url);
-    Ok(http.get(url).send().await?.error_for_status()?.json().await?)
-}
-
 pub(crate) async fn run(args: RecoverArgs) -> Result<u8, Failure> {
     let opened = args.journal.open()?;
-    let status = status_of(&opened).await?;
-    if args.dry_run
-        && let Some(scenario) = args.scenario
-    {
-        let planned = planning::plan(scenario, &status, opened.loaded.plan());
-        if args.json {
-            output::json(&planned)?;
-        } else {
-            print(&planned);
-        }
-        return Ok(if planned.possible { code::OK } else { code::REFUSED });
-    }
+    let seen = status::ask(&opened.loaded).await?;
     let order = match (args.resume, args.scenario) {
-        (Some(incident), _) => {
-            let known = opened.journal.incident(incident)?;
-            let state = known.map(|incident| incident.state).ok_or_else(|| {
-                Failure::new(format!(
-                    "there is no incident {incident}; list them with: resurgam incident list"
-                ))
-            })?;
-            if !matches!(state, IncidentState::Failed | IncidentState::Refused) {
-                return Err(Failure::new(format!(
-                    "incident {incident} is {}; only one that failed or was refused can be begun anew",
-                    state.as_str()
-                )));
-            }
-            Order::Resume { incident }
-        }
+        (Some(incident), _) => resumed(&opened, incident)?,
         (None, Some(scenario)) => {
+            let planned = planning::plan(scenario, &seen, opened.loaded.plan());
+            if args.dry_run {
+                if args.json {
+                    output::json(&planned)?;
+                } else {
+                    print(&planned);
+                }
+                return Ok(if planned.possible { code::OK } else { code::REFUSED });
+            }
+            if !planned.possible {
+                return Err(Failure::refused(planned.summary));
+            }
             Order::Recover { scenario, component: args.component, ask: args.approve }
         }
         (None, None) => return Err(Failure::usage("name a scenario, or --resume INCIDENT")),
@@ -158,7 +133,41 @@ pub(crate) async fn run(args: RecoverArgs) -> Result<u8, Failure> {
     if args.no_wait {
         return Ok(code::OK);
     }
-    follow(&opened, number, args.resume).await
+    // The order has opened it, or it was open before.
+    let about = match (args.resume, args.scenario) {
+        (Some(incident), _) => Some(incident),
+        (None, Some(scenario)) => {
+            let last = opened.journal.incidents(RECENT)?;
+            last.into_iter().find(|incident| incident.scenario == scenario).map(|last| last.id)
+        }
+        (None, None) => None,
+    };
+    let id =
+        about.ok_or_else(|| Failure::new("the order was taken, but no incident came of it"))?;
+    follow(&opened, number, id).await
+}
+
+fn resumed(opened: &Opened, id: IncidentId) -> Result<Order, Failure> {
+    let known = opened.journal.incident(id)?.ok_or_else(|| {
+        Failure::new(format!("there is no incident {id}; list them with: resurgam incident list"))
+    })?;
+    if !matches!(known.state, IncidentState::Failed | IncidentState::Refused) {
+        return Err(Failure::new(format!(
+            "incident {id} is {}; only one that failed or was refused can be begun anew",
+            known.state.as_str()
+        )));
+    }
+    let open = opened.journal.open_incidents()?;
+    let other = open
+        .iter()
+        .find(|open| open.scenario == known.scenario && open.component == known.component);
+    if let Some(other) = other {
+        return Err(Failure::new(format!(
+            "the same cause has another incident that is open; follow it with: resurgam incident watch {}",
+            other.id
+        )));
+    }
+    Ok(Order::Resume { incident: id })
 }
 
 /// Writes the order down, and waits until the controller has taken it.
@@ -176,34 +185,24 @@ async fn give(opened: &Opened, order: Order) -> Result<u64, Failure> {
     Ok(number)
 }
 
-/// Prints what comes of an order until the incident that it is about is closed.
-async fn follow(opened: &Opened, number: u64, incident: Option<IncidentId>) -> Result<u8, Failure> {
+/// Prints what happens from an order on, until the incident that it is about is closed.
+async fn follow(opened: &Opened, number: u64, id: IncidentId) -> Result<u8, Failure> {
+    let about = id.to_string();
     let mut after = number;
-    let mut about = incident;
     let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
     loop {
-        for entry in opened.journal.entries(after, PAGE, None)? {
+        // Before the entries, so that none is missed when it is closed in between.
+        let state = opened.journal.incident(id)?.map(|incident| incident.state);
+        for entry in opened.journal.entries(after, PAGE, Some(&about))? {
             after = entry.number;
             if let Some(line) = account::line(&entry) {
                 output::data(&format!("{} {line}", entry.at));
             }
-            // The order has opened it, or it was open before.
-            let id = entry.about.split('/').next().and_then(|id| id.parse::<IncidentId>().ok());
-            about = about.or(id);
         }
-        let open = opened.journal.open_incidents()?;
-        if about.is_none() {
-            about = open.last().map(|incident| incident.id);
-        }
-        if let Some(id) = about
-            && let Some(incident) = opened.journal.incident(id)?
-            && incident.state != IncidentState::Open
-        {
-            return Ok(match incident.state {
-                IncidentState::Failed => code::MISSED,
-                IncidentState::Refused => code::REFUSED,
-                _ => code::OK,
-            });
+        match state {
+            Some(IncidentState::Open) => {}
+            Some(state) => return Ok(outcome(state)),
+            None => return Err(Failure::new(format!("incident {id} is not in the journal"))),
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
@@ -221,7 +220,7 @@ fn print(planned: &planning::Planned) {
     for step in &planned.steps {
         table.add_row([
             step.name.clone(),
-            super::status::word_of(&step.danger),
+            status::word_of(&step.danger),
             super::drill::wrapped(&step.would),
         ]);
     }
@@ -234,7 +233,7 @@ fn print(planned: &planning::Planned) {
 
 pub(crate) async fn restart(args: RestartArgs) -> Result<u8, Failure> {
     let opened = args.journal.open()?;
-    let status = status_of(&opened).await?;
+    let status = status::ask(&opened.loaded).await?;
     for name in &args.components {
         let known = status.components.iter().find(|health| health.component.name == *name);
         let Some(health) = known else {
@@ -273,7 +272,7 @@ pub(crate) async fn restart(args: RestartArgs) -> Result<u8, Failure> {
         }
         tokio::time::sleep(LOOK).await;
         // The API may be the one that is being started; the controller answers all the same.
-        let Ok(status) = status_of(&opened).await else { continue };
+        let Ok(status) = status::ask(&opened.loaded).await else { continue };
         wanted.retain(|old| {
             let now = status.components.iter().find(|h| h.component.name == old.name);
             now.is_some_and(|now| now.component.pid == old.pid || now.answers == Some(false))
@@ -291,7 +290,7 @@ pub(crate) async fn scale(args: ScaleArgs) -> Result<u8, Failure> {
         return Err(Failure::usage(format!("there is no pool {}; there is {POOL}", args.pool)));
     }
     let opened = args.journal.open()?;
-    status_of(&opened).await?;
+    status::ask(&opened.loaded).await?;
     give(&opened, Order::Scale { pool: args.pool.clone(), size: args.size }).await?;
     output::note(&format!("{} gets {}; see: resurgam status", args.pool, args.size));
     Ok(code::OK)

@@ -11,15 +11,20 @@ use crate::failure::{Failure, code};
 use crate::output;
 use crate::plan::Loaded;
 
-pub(crate) async fn run(args: &StatusArgs) -> Result<u8, Failure> {
-    let loaded = Loaded::read(args.plan.as_deref())?;
+/// What the running controller says of its deployment.
+pub(crate) async fn ask(loaded: &Loaded) -> Result<Status, Failure> {
     let state = loaded.state_dir();
     let address = Address::read(&state).ok_or_else(|| {
         Failure::new(format!("nothing runs on {}; start it with: resurgam up", state.display()))
     })?;
     let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build()?;
     let url = format!("{}/v1/status", address.url);
-    let status: Status = http.get(url).send().await?.error_for_status()?.json().await?;
+    Ok(http.get(url).send().await?.error_for_status()?.json().await?)
+}
+
+pub(crate) async fn run(args: &StatusArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.plan.as_deref())?;
+    let status = ask(&loaded).await?;
     if args.json {
         output::json(&status)?;
     } else {

@@ -30,6 +30,10 @@ fn a_recovery_is_planned_ordered_and_accounted_for() {
     let none = place.finish(&["recover", "postgres-primary", "--dry-run"]);
     assert_eq!(none.status.code(), Some(4), "{none:?}");
     assert!(none.out.contains("runs no PostgreSQL of its own"), "{none:?}");
+    for scenario in ["postgres-primary", "full-cluster"] {
+        let refused = place.finish(&["recover", scenario]);
+        assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    }
     assert_eq!(place.finish(&["incident", "list", "--json"]).json(), serde_json::json!([]));
 
     let recovered = place.start(&["recover", "agent-registry"]).end(&place, LONG);
