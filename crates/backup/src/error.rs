@@ -49,9 +49,14 @@ pub enum Error {
     /// What was to be backed up is not as it must be.
     #[error("{0}")]
     Unusable(String),
-    /// PostgreSQL's own check found damage.
-    #[error("the base backup is damaged: {0}")]
-    Damaged(String),
+    /// Damage was found. Nothing else makes a backup bad.
+    #[error("{what} is damaged: {how}")]
+    Damaged {
+        /// What.
+        what: String,
+        /// What was found.
+        how: String,
+    },
     /// A file could not be used.
     #[error("{action} {}", path.display())]
     Path {

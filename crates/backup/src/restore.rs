@@ -3,9 +3,9 @@
 //! What is there is never removed: it is moved aside, and stays there until a person takes it away.
 //! Every step looks first, so that a restore that was cut off anywhere is finished by doing it again.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{fmt, fs};
 
 use resurgam_deployment::postgres::Programs;
 use resurgam_deployment::postgres::data::{Layout, give_all};
@@ -47,6 +47,17 @@ impl FromStr for Component {
     }
 }
 
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Database => "database",
+            Self::State => "state",
+            Self::Configuration => "configuration",
+        })
+    }
+}
+
 impl Component {
     fn has(self, part: Self) -> bool {
         self == Self::All || self == part
@@ -80,18 +91,16 @@ impl Target {
         paths.into_iter().map(|name| self.state.join(name)).filter(|path| path.exists()).collect()
     }
 
-    /// Restores a backup in place, after everything of it was checked. What was there is in the
-    /// folder that is returned, none if nothing was.
+    /// Restores a backup beside the state, and checks everything. Nothing that is there is touched.
     ///
     /// # Errors
-    /// When the backup is of another kind of database, is damaged, or a file cannot be moved.
-    /// Nothing was moved then, or doing it again finishes it.
-    pub async fn restore(
+    /// When the backup is of another kind of database, or is damaged.
+    pub async fn prepare(
         &self,
         vault: &Vault,
         backup: &Backup,
         component: Component,
-    ) -> Result<Option<PathBuf>> {
+    ) -> Result<Prepared> {
         let owned = self.postgres.is_some();
         if component.has(Component::Database)
             && owned != (backup.manifest.database == Database::Postgres)
@@ -114,14 +123,9 @@ impl Target {
         fs::File::open(&content)
             .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
             .map_err(Error::path("cannot sync", &content))?;
-        let aside = self.state.join("set-aside").join(format!(
-            "before-{}-{}",
-            backup.id,
-            resurgam_model::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")
-        ));
-        self.put_in_place(&content, &aside, component)?;
-        clear(&staging)?;
-        Ok(aside.exists().then_some(aside))
+        let now = resurgam_model::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let aside = self.state.join("set-aside").join(format!("before-{}-{now}", backup.id));
+        Ok(Prepared { staging, content, aside, component })
     }
 
     async fn check(&self, content: &Path, staging: &Path, backup: &Backup) -> Result<()> {
@@ -146,23 +150,41 @@ impl Target {
         }
     }
 
-    fn put_in_place(&self, content: &Path, aside: &Path, component: Component) -> Result<()> {
+    /// Puts what was prepared in the place of what is there, which moves aside. The folder with it
+    /// is returned, none if nothing was there. `before` hears of each deed before it is done.
+    ///
+    /// # Errors
+    /// When a file cannot be moved. Doing all of it again, from [`Target::prepare`] on, finishes it.
+    pub fn put_in_place(
+        &self,
+        prepared: &Prepared,
+        before: &dyn Fn(&str),
+    ) -> Result<Option<PathBuf>> {
+        let Prepared { staging, content, aside, component } = prepared;
+        let swap = |new: &Path, name: &str| {
+            let place = self.state.join(name);
+            before(&format!("aside-{name}"));
+            if place.exists() {
+                make(aside.parent().unwrap_or(aside), 0o700)?;
+                make(aside, 0o700)?;
+                fs::rename(&place, aside.join(name))
+                    .map_err(Error::path("cannot put aside", &place))?;
+            }
+            before(&format!("place-{name}"));
+            fs::rename(new, &place).map_err(Error::path("cannot move to its place", new))
+        };
         if component.has(Component::Database) {
             match &self.postgres {
-                None => {
-                    let store = self.state.join("store");
-                    self.swap(&content.join("database"), &store, aside)?;
-                }
+                None => swap(&content.join("database"), "store")?,
                 Some((programs, instance)) => {
                     let prepared = content.join("postgres");
                     let dir = prepared.join(instance);
                     make(&prepared, 0o711)?;
                     make(&dir, 0o700)?;
-                    let data = dir.join("data");
-                    let source = content.join("database/data");
+                    let (source, data) = (content.join("database/data"), dir.join("data"));
                     fs::rename(&source, &data).map_err(Error::path("cannot move", source))?;
                     Layout::new(dir).adopt(programs)?;
-                    self.swap(&prepared, &self.state.join("postgres"), aside)?;
+                    swap(&prepared, "postgres")?;
                 }
             }
         }
@@ -170,7 +192,7 @@ impl Target {
         if secrets.exists()
             && (component.has(Component::Configuration) || component.has(Component::Database))
         {
-            self.swap(&secrets, &self.state.join("secrets"), aside)?;
+            swap(&secrets, "secrets")?;
         }
         if component.has(Component::Configuration) {
             let (from, to) =
@@ -181,21 +203,22 @@ impl Target {
         }
         let checkpoints = content.join("state/checkpoints");
         if checkpoints.exists() && component.has(Component::State) {
-            self.swap(&checkpoints, &self.state.join("checkpoints"), aside)?;
+            swap(&checkpoints, "checkpoints")?;
         }
         fs::File::open(&self.state)
             .and_then(|dir| dir.sync_all())
-            .map_err(Error::path("cannot sync", &self.state))
+            .map_err(Error::path("cannot sync", &self.state))?;
+        before("clean");
+        clear(staging)?;
+        Ok(aside.exists().then(|| aside.clone()))
     }
+}
 
-    /// Moves what is in the place aside, and the new into the place.
-    fn swap(&self, new: &Path, place: &Path, aside: &Path) -> Result<()> {
-        if place.exists() {
-            make(aside.parent().unwrap_or(aside), 0o700)?;
-            make(aside, 0o700)?;
-            let to = aside.join(place.file_name().unwrap_or_default());
-            fs::rename(place, &to).map_err(Error::path("cannot put aside", place))?;
-        }
-        fs::rename(new, place).map_err(Error::path("cannot move to its place", new))
-    }
+/// A backup that lies beside the state, whole and checked.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    staging: PathBuf,
+    content: PathBuf,
+    aside: PathBuf,
+    component: Component,
 }

@@ -92,7 +92,7 @@ pub async fn restore(
     };
     let (database, tables, server) = match looked {
         Ok(found) => found,
-        Err(error @ (Error::Unusable(_) | Error::Sqlite { .. } | Error::Damaged(_))) => {
+        Err(error @ Error::Damaged { .. }) => {
             clear(dir)?;
             return Ok(Found::Damaged(error.to_string()));
         }

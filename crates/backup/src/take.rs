@@ -24,7 +24,7 @@ use resurgam_deployment::postgres::secrets::REPLICATOR;
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_model::Timestamp;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use sha2::{Digest, Sha256};
 
 use crate::manifest::{Database, FORMAT, Manifest, Table};
@@ -136,11 +136,17 @@ fn copy_sqlite(from: &Path, to: &Path) -> Result<BTreeMap<String, Table>> {
 /// Checks a SQLite file that nobody writes to, and counts what is in it.
 ///
 /// # Errors
-/// When it is damaged: [`Error::Unusable`].
+/// When it is damaged: [`Error::Damaged`].
 pub(crate) fn inspect_sqlite(file: &Path) -> Result<BTreeMap<String, Table>> {
+    let damaged =
+        |how| Error::Damaged { what: format!("the SQLite database {}", file.display()), how };
     let failed = |action| {
-        let path = file.to_owned();
-        move |source| Error::Sqlite { path, action, source }
+        move |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                damaged(source.to_string())
+            }
+            _ => Error::Sqlite { path: file.to_owned(), action, source },
+        }
     };
     let uri = format!("file:{}?immutable=1", percent(file));
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -150,11 +156,7 @@ pub(crate) fn inspect_sqlite(file: &Path) -> Result<BTreeMap<String, Table>> {
         .and_then(|mut check| check.query_map([], |row| row.get(0))?.collect())
         .map_err(failed("be checked"))?;
     if found != ["ok"] {
-        return Err(Error::Unusable(format!(
-            "the SQLite database {} is damaged: {}",
-            file.display(),
-            found.join("; ")
-        )));
+        return Err(damaged(found.join("; ")));
     }
     let names: Vec<String> = open
         .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name")
@@ -255,7 +257,7 @@ pub(crate) async fn verify_base_backup(
     match run(programs, "pg_verifybackup", &args, folder).await {
         // Anything else, such as its being killed, says nothing about the backup.
         Err(Error::Program { how, output, .. }) if how == "exit status: 1" => {
-            Err(Error::Damaged(output))
+            Err(Error::Damaged { what: "the base backup".to_owned(), how: output })
         }
         other => other,
     }
@@ -266,10 +268,11 @@ pub(crate) async fn verify_base_backup(
 async fn run(programs: &Programs, name: &str, args: &[OsString], folder: &Path) -> Result<()> {
     let program = programs.path(name);
     if !program.is_file() {
-        return Err(Error::Unusable(format!(
+        let text = format!(
             "{} has no {name}; install PostgreSQL's server programs, or set postgres.bin_dir in the plan",
             programs.bin_dir.display()
-        )));
+        );
+        return Err(resurgam_deployment::Error::Programs(text).into());
     }
     let output = folder.with_extension("output");
     let log = fs::File::create(&output).map_err(Error::path("cannot write", &output))?;

@@ -91,11 +91,13 @@ impl Backup {
     }
 }
 
-/// A vault, opened by its password.
+/// A vault, opened by its password, as one deployment sees it. Several may keep their backups in
+/// it; each sees, proves and removes its own alone.
 #[derive(Debug)]
 pub struct Vault {
     name: String,
     path: PathBuf,
+    deployment: String,
     password: Password,
 }
 
@@ -117,8 +119,13 @@ impl Vault {
     ///
     /// # Errors
     /// When there is one already, or the folder cannot be used.
-    pub fn init(name: &str, path: &Path, password: Password) -> Result<Self> {
-        let vault = Self { name: name.to_owned(), path: path.to_owned(), password };
+    pub fn init(name: &str, path: &Path, deployment: &str, password: Password) -> Result<Self> {
+        let vault = Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            deployment: deployment.to_owned(),
+            password,
+        };
         if path.join("config").exists() {
             return Err(vault.failed("be made")(format!(
                 "there is one at {} already",
@@ -137,19 +144,24 @@ impl Vault {
     ///
     /// # Errors
     /// When there is none, or the password is not one of its.
-    pub fn open(name: &str, path: &Path, password: Password) -> Result<Self> {
-        let vault = Self { name: name.to_owned(), path: path.to_owned(), password };
+    pub fn open(name: &str, path: &Path, deployment: &str, password: Password) -> Result<Self> {
+        let vault = Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            deployment: deployment.to_owned(),
+            password,
+        };
         vault.repository()?;
         Ok(vault)
     }
 
-    /// The vault of a plan.
+    /// The vault of a plan, for the deployment of that name.
     ///
     /// # Errors
     /// As [`Vault::open`], or when the password cannot be had.
-    pub fn of_plan(vault: &plan::Vault, base: &Path) -> Result<Self> {
+    pub fn of_plan(vault: &plan::Vault, deployment: &str, base: &Path) -> Result<Self> {
         let password = Password::of(vault, base)?;
-        Self::open(vault.name.as_str(), &base.join(&vault.path), password)
+        Self::open(vault.name.as_str(), &base.join(&vault.path), deployment, password)
     }
 
     /// Its name in the plan.
@@ -230,7 +242,7 @@ impl Vault {
     pub fn backups(&self) -> Result<Vec<Backup>> {
         let snapshots = self.snapshots(&self.repository()?)?;
         let mut found: BTreeMap<String, Backup> = BTreeMap::new();
-        for backup in snapshots.iter().filter_map(read) {
+        for backup in snapshots.iter().filter(|s| self.is_ours(s)).filter_map(read) {
             // A crash between the two halves of a change leaves both. The one that says more wins.
             let known = found.get(&backup.id).is_some_and(|known| known.proof != Proof::None);
             if !known {
@@ -253,7 +265,10 @@ impl Vault {
         let stale: Vec<_> = self
             .snapshots(&repository)?
             .into_iter()
-            .filter(|snapshot| snapshot.label == LABEL && snapshot.tags.contains(PENDING))
+            .filter(|snapshot| {
+                let ours = snapshot.label == LABEL && snapshot.hostname == self.deployment;
+                ours && snapshot.tags.contains(PENDING)
+            })
             .map(|snapshot| snapshot.id)
             .collect();
         let write = self.told("be written");
@@ -263,7 +278,7 @@ impl Vault {
         let mut options = SnapshotOptions::default();
         options.label = Some(LABEL.to_owned());
         options.description = serde_json::to_string(manifest).ok();
-        options.host = Some(manifest.deployment.clone());
+        options.host = Some(self.deployment.clone());
         let snapshot = options
             .add_tags(&format!("{PENDING},{ID}{id}"))
             .and_then(|options| options.to_snapshot())
@@ -307,7 +322,8 @@ impl Vault {
         let _lock = self.lock()?;
         let repository = self.repository()?;
         let snapshots = self.snapshots(&repository)?;
-        let old: Vec<_> = snapshots.into_iter().filter(|s| is_backup(s) && has_id(s, id)).collect();
+        let old: Vec<_> =
+            snapshots.into_iter().filter(|s| self.is_ours(s) && has_id(s, id)).collect();
         let Some(mut new) = old.first().cloned() else { return Err(self.no_backup(id)) };
         let before: Vec<String> = new
             .tags
@@ -338,6 +354,10 @@ impl Vault {
         repository.delete_snapshots(&ids).map_err(&write)
     }
 
+    fn is_ours(&self, snapshot: &SnapshotFile) -> bool {
+        is_backup(snapshot) && snapshot.hostname == self.deployment
+    }
+
     fn no_backup(&self, id: &str) -> Error {
         self.failed("find it")(format!("it has no backup {id}; see: resurgam backup list"))
     }
@@ -359,7 +379,7 @@ impl Vault {
         let read = self.told("be read");
         let repository = self.repository()?;
         let snapshots = self.snapshots(&repository)?;
-        let snapshot = snapshots.into_iter().find(|s| is_backup(s) && has_id(s, id));
+        let snapshot = snapshots.into_iter().find(|s| self.is_ours(s) && has_id(s, id));
         let snapshot = snapshot.ok_or_else(|| self.no_backup(id))?;
         let repository = repository.to_indexed().map_err(&read)?;
         let below = match below {
@@ -433,7 +453,7 @@ impl Vault {
         let snapshots = self.snapshots(&repository)?;
         let gone: Vec<_> = snapshots
             .iter()
-            .filter(|s| is_backup(s) && ids.iter().any(|id| has_id(s, id)))
+            .filter(|s| self.is_ours(s) && ids.iter().any(|id| has_id(s, id)))
             .map(|snapshot| snapshot.id)
             .collect();
         repository.delete_snapshots(&gone).map_err(&write)?;

@@ -27,6 +27,8 @@ use crate::plan::Loaded;
 const READY: Duration = Duration::from_secs(60);
 /// So long a backup waits for another one to end.
 const TURN: Duration = Duration::from_secs(3600);
+/// So often the clock is looked at while a backup is waited for.
+const CLOCK: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// After a scheduled backup that failed, the next try comes so soon.
@@ -64,8 +66,9 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 /// Opens a vault of the plan.
 pub(crate) async fn open(loaded: &Loaded, vault: &plan::Vault) -> Result<Arc<Vault>, Failure> {
-    let (vault, base) = (vault.clone(), loaded.path(Path::new("")));
-    Ok(Arc::new(blocking(move || Vault::of_plan(&vault, &base)).await?))
+    let (vault, base) = (vault.clone(), base(loaded));
+    let deployment = loaded.plan().deployment.name.clone();
+    Ok(Arc::new(blocking(move || Vault::of_plan(&vault, &deployment, &base)).await?))
 }
 
 /// PostgreSQL's programs, if the plan has a PostgreSQL of its own.
@@ -297,13 +300,12 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client) {
             }
         };
         let Some(due) = due else { return std::future::pending().await };
-        let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
-        // Clocks are put right: look again now and then.
-        if wait > Duration::from_secs(60) {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            continue;
+        // In short pieces, because clocks are put right. The pause is no part of the time itself.
+        let due = due + jitter(backup.jitter.0);
+        while Timestamp::now() < due {
+            let left = Duration::try_from(due.duration_since(Timestamp::now()));
+            tokio::time::sleep(left.unwrap_or_default().min(CLOCK)).await;
         }
-        tokio::time::sleep(wait + jitter(backup.jitter.0)).await;
         // What is just coming up is not to be copied yet.
         while !platform.ready().await.is_ok_and(|readiness| readiness.is_ready()) {
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -30,7 +30,12 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
+        Ok(runtime) => {
+            let result = runtime.block_on(run(cli));
+            // Whoever reads or writes a vault may be cut off at any moment, and is not waited for.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(Failure::new(format!("no threads can be made: {error}"))),
     };
     match result {

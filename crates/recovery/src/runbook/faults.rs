@@ -56,6 +56,13 @@ impl FromStr for Fault {
 }
 
 impl Fault {
+    /// Dies, if that is what is to be done wrong before this step.
+    pub fn die_before(&self, step: &str) {
+        if self.is(Kind::DieBefore, step) {
+            die();
+        }
+    }
+
     /// Whether it is this one.
     pub(super) fn is(&self, kind: Kind, step: &str) -> bool {
         self.kind == kind && self.step == step

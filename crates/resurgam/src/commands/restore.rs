@@ -13,7 +13,7 @@ use resurgam_recovery::journal::Journal;
 
 use super::backup::{age, bytes, find};
 use super::journal::who;
-use super::up::{lock, make_dir};
+use super::up::{fault, lock, make_dir};
 use crate::backups::{self, blocking, open, planned};
 use crate::failure::{Failure, code};
 use crate::output;
@@ -64,13 +64,11 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     if let Some(into) = &args.into {
         let into = std::path::absolute(into)?;
         let below = match args.component {
-            Component::All => "",
-            Component::Database => "database",
-            Component::State => "state",
-            Component::Configuration => "configuration",
+            Component::All => String::new(),
+            part => part.to_string(),
         };
         let (id, to) = (backup.id.clone(), into.clone());
-        blocking(move || vault.extract(&id, below, &to)).await?;
+        blocking(move || vault.extract(&id, &below, &to)).await?;
         output::note(&format!("{} is in {}", backup.id, into.display()));
         if backup.manifest.database == Database::Postgres {
             output::note(
@@ -101,16 +99,29 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     if !args.yes {
         ask()?;
     }
+    let fault = fault(loaded.plan())?;
+    let before = |deed: &str| fault.iter().for_each(|fault| fault.die_before(deed));
     let by = who();
-    let what =
-        format!("the backup {} of {}, component {:?}", backup.id, backup.taken_at, args.component);
+    let component = args.component;
+    let what = format!("the backup {} of {} ({component})", backup.id, backup.taken_at);
     journal.act(&by, &format!("begins to restore {what}"), Timestamp::now())?;
-    let restored = {
-        let (target, backup, component) = (target.clone(), backup.clone(), args.component);
-        let handle = tokio::runtime::Handle::current();
-        blocking(move || handle.block_on(target.restore(&vault, &backup, component))).await
+    let restored = async {
+        before("prepare");
+        let prepared = {
+            let (target, backup) = (target.clone(), backup.clone());
+            let handle = tokio::runtime::Handle::current();
+            blocking(move || handle.block_on(target.prepare(&vault, &backup, component))).await?
+        };
+        // First: from now on nothing begins with an empty database where there was one, and what
+        // was before has lost its reign.
+        before("reign");
+        let database = matches!(component, Component::All | Component::Database);
+        if let (true, Some(instance)) = (database, instance) {
+            journal.set_cluster(&journal.cluster()?.restored(instance))?;
+        }
+        Ok::<_, Failure>(target.put_in_place(&prepared, &before)?)
     };
-    let aside = match restored {
+    let aside = match restored.await {
         Ok(aside) => aside,
         Err(failure) => {
             let text = format!("could not restore {what}: {}", failure.message);
@@ -118,10 +129,6 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
             return Err(failure);
         }
     };
-    let database = matches!(args.component, Component::All | Component::Database);
-    if let (true, Some(instance)) = (database, instance) {
-        journal.set_cluster(&journal.cluster()?.restored(instance))?;
-    }
     journal.act(&by, &format!("has restored {what}"), Timestamp::now())?;
     if let Some(aside) = aside {
         output::note(&format!(

@@ -377,7 +377,7 @@ fn access_args(plan: &resurgam_model::plan::Api) -> Vec<String> {
 }
 
 /// A fault in the recovery itself: only where drills are allowed.
-fn fault(plan: &Plan) -> Result<Option<Fault>, Failure> {
+pub(crate) fn fault(plan: &Plan) -> Result<Option<Fault>, Failure> {
     match std::env::var(faults::VARIABLE) {
         Ok(text) if !text.is_empty() => {
             if plan.deployment.drills != Drills::Allowed {

@@ -133,9 +133,10 @@ async fn init(args: &WhichArgs) -> Result<u8, Failure> {
             continue;
         }
         let (plan, base, place) = (vault.clone(), base(&loaded), path.clone());
+        let deployment = loaded.plan().deployment.name.clone();
         blocking(move || {
             let password = Password::of(&plan, &base)?;
-            Vault::init(plan.name.as_str(), &place, password)
+            Vault::init(plan.name.as_str(), &place, &deployment, password)
         })
         .await?;
         output::note(&format!(
@@ -203,9 +204,10 @@ async fn add(args: &KeyAddArgs, rotate: bool) -> Result<u8, Failure> {
     output::note(&format!("the key {short} is added"));
     if let (true, Some(path)) = (rotate, path) {
         let name = args.vault.to_string();
+        let deployment = loaded.plan().deployment.name.clone();
         // Opened by the new password, which proves that it works before the others go.
         let removed = blocking(move || {
-            let vault = Vault::open(&name, &path, password)?;
+            let vault = Vault::open(&name, &path, &deployment, password)?;
             let others: Vec<_> = vault.keys()?.into_iter().filter(|key| !key.present).collect();
             for key in &others {
                 vault.remove_key(&key.id)?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -366,4 +367,106 @@ fn an_audit_says_what_the_plan_cannot_keep() {
     let told = kept.finish(&["audit"]);
     assert_eq!(told.status.code(), Some(0), "{told:?}");
     assert!(told.out.contains("20m 10s"), "{told:?}");
+}
+
+/// Dies before each of its deeds; once more finishes it, from wherever it was.
+fn cut_off(place: &Place, deeds: &[&str]) {
+    for deed in deeds {
+        let mut command = place.command(&["restore", "--latest", "--yes"]);
+        command.env("RESURGAM_RECOVERY_FAULT", format!("die-before:{deed}"));
+        let ended = place.run(command).end(place, LONG);
+        assert_eq!(ended.status.signal(), Some(9), "{deed}: {ended:?}");
+        restore(place, &[]);
+        assert!(!place.path("state/restore").read_dir().unwrap().any(|_| true), "{deed}");
+    }
+}
+
+#[test]
+fn a_restore_that_is_cut_off_anywhere_is_finished_by_doing_it_again() {
+    let place = place("drills = 'allowed'\n");
+    let mut up = Up::ready(&place);
+    let address = api(&up, &place);
+    let before = tasks(&address, 0, 30);
+    all_complete(&address, &before, &place);
+    back_up(&place);
+    up.process.stop(&place);
+    cut_off(
+        &place,
+        &[
+            "prepare",
+            "reign",
+            "aside-store",
+            "place-store",
+            "aside-checkpoints",
+            "place-checkpoints",
+            "clean",
+        ],
+    );
+    up = Up::ready(&place);
+    all_complete(&api(&up, &place), &before, &place);
+    up.process.stop(&place);
+    assert_eq!(place.finish(&["journal", "verify"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_restore_of_postgresql_that_is_cut_off_is_finished_by_doing_it_again() {
+    let place = place("drills = 'allowed'\n[store]\nkind = 'postgres'\n");
+    let mut up = Up::ready(&place);
+    let address = api(&up, &place);
+    let before = tasks(&address, 0, 30);
+    all_complete(&address, &before, &place);
+    back_up(&place);
+    up.process.stop(&place);
+    let deeds =
+        ["reign", "aside-postgres", "place-postgres", "aside-secrets", "place-secrets", "clean"];
+    cut_off(&place, &deeds);
+    up = Up::ready(&place);
+    all_complete(&api(&up, &place), &before, &place);
+    up.process.stop(&place);
+}
+
+/// Two deployments keep their backups in one vault, and neither sees or removes the other's.
+#[test]
+fn a_vault_that_is_shared_keeps_apart_what_is_whose() {
+    let ours = place("");
+    let other = place("");
+    let plan = fs::read_to_string(other.path("resurgam.toml")).unwrap();
+    let shared = format!("path = '{}'", ours.path("vault").display());
+    let plan = plan.replace("[deployment]", "[deployment]\nname = 'other'");
+    fs::write(other.path("resurgam.toml"), plan.replace("path = 'vault'", &shared)).unwrap();
+    for place in [&ours, &other] {
+        let up = Up::ready(place);
+        back_up(place);
+        up.process.stop(place);
+    }
+    let (mine, theirs) = (listed(&ours), listed(&other));
+    assert_eq!((mine.len(), theirs.len()), (1, 1));
+    assert_ne!(mine[0]["id"], theirs[0]["id"]);
+    let id = theirs[0]["id"].as_str().unwrap();
+    let refused = ours.finish(&["restore", "--backup", id, "--yes"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let pruned = ours.finish(&["backup", "prune", "--yes"]);
+    assert!(!pruned.out.contains(id), "{pruned:?}");
+    assert_eq!(listed(&other).len(), 1);
+}
+
+/// What could not be tried says nothing about the backup.
+#[test]
+fn a_backup_is_not_bad_because_a_program_is_missing() {
+    let place = place("[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n");
+    let up = Up::ready(&place);
+    let taken = place.start(&["backup", "run"]).end(&place, LONG);
+    assert_eq!(taken.status.code(), Some(0), "{taken:?}");
+    up.process.stop(&place);
+    let dir = programs_with(&place, "pg_verifybackup", "");
+    fs::remove_file(dir.join("pg_verifybackup")).unwrap();
+    let plan = fs::read_to_string(place.path("resurgam.toml")).unwrap();
+    let plan =
+        plan.replace("standbys = 0", &format!("standbys = 0\nbin_dir = '{}'", dir.display()));
+    fs::write(place.path("odd.toml"), plan).unwrap();
+    let tried =
+        place.start(&["backup", "verify", "--latest", "--plan", "odd.toml"]).end(&place, LONG);
+    assert_eq!(tried.status.code(), Some(1), "{tried:?}");
+    assert!(tried.err.contains("has no pg_verifybackup"), "{tried:?}");
+    assert_eq!(listed(&place)[0]["proof"], "none");
 }
