@@ -1,28 +1,28 @@
 //! The recovery controller of a deployment: sees, decides, recovers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use resurgam_client::Client;
 use resurgam_deployment::postgres::Secrets;
-use resurgam_deployment::postgres::wire::ServerState;
-use resurgam_deployment::{Component, Deployment, RunState};
-use resurgam_model::plan::{Plan, StoreKind};
+use resurgam_deployment::{Component, Deployment};
+use resurgam_model::plan::Plan;
 use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::Result;
+use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
 use crate::journal::orders::Order;
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
-use crate::postgres::{self, Authority, Beat, Database, Verdict, diagnose};
+use crate::postgres::{self, Authority, Beat, Database};
 use crate::processes::{self, Processes, subject};
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
-use crate::status::{self, Pool, Status};
+use crate::status::Pool;
 use crate::upkeep;
 
 /// How often to look when nothing rings.
@@ -60,18 +60,18 @@ pub struct Parts {
 /// The controller.
 pub struct Controller {
     pub(crate) parts: Parts,
-    beat: watch::Sender<Beat>,
+    pub(crate) beat: watch::Sender<Beat>,
     pub(crate) board: watch::Sender<Board>,
     /// Recoveries that run in this life.
     running: Mutex<BTreeSet<IncidentId>>,
     /// What was seen last of the pool of workers.
-    pool: watch::Sender<Option<Pool>>,
+    pub(crate) pool: watch::Sender<Option<Pool>>,
     /// The size of the pool of workers that a person has ordered.
     ordered_size: watch::Sender<Option<u16>>,
     /// Components that are being started again on purpose.
     pub(crate) planned: Mutex<BTreeSet<ComponentName>>,
     /// The deployment has been seen to be up as a whole.
-    settled: watch::Sender<bool>,
+    pub(crate) settled: watch::Sender<bool>,
 }
 
 impl Controller {
@@ -107,7 +107,7 @@ impl Controller {
         self.parts.postgres.as_ref().map(|(authority, _, _)| authority)
     }
 
-    fn database(&self) -> Option<Database> {
+    pub(crate) fn database(&self) -> Option<Database> {
         let (authority, _, _) = self.parts.postgres.as_ref()?;
         Some(Database {
             authority: Arc::clone(authority),
@@ -370,26 +370,6 @@ impl Controller {
         subjects.into_iter().find(|(of, _)| *of == scenario).map(|(_, name)| name)
     }
 
-    /// Whether the deployment is up, or was. Until then, not running is coming up.
-    fn settle(&self, components: &[Component], watched: &mut Watched) -> bool {
-        if *self.settled.borrow() {
-            return true;
-        }
-        let board = self.board.borrow().clone();
-        let up = components.iter().all(|component| {
-            component.state == RunState::Running
-                && board.get(&component.name).is_none_or(|health| health.met)
-        });
-        let met = self.parts.roles.iter().all(|(name, _)| board.get(name).is_some_and(|h| h.met));
-        let database = self.authority().is_none_or(|a| a.view().reigning().is_some());
-        if up && met && database {
-            watched.lives = lives(components);
-            self.settled.send_replace(true);
-            return true;
-        }
-        false
-    }
-
     /// The service of the database leads to whoever reigns, except while a recovery is about to
     /// change that.
     async fn route(&self) -> Result<()> {
@@ -411,179 +391,6 @@ impl Controller {
         }
         Ok(())
     }
-
-    /// What is wrong now.
-    fn find(
-        &self,
-        components: &[Component],
-        settled: bool,
-        watched: &mut Watched,
-    ) -> Result<Vec<NewIncident>> {
-        let mut found = BTreeMap::new();
-        found.extend(self.find_database().map(|new| (Scenario::PostgresPrimary, new)));
-        if settled {
-            let board = self.board.borrow().clone();
-            for component in components {
-                let Some((scenario, about)) = subject(component.kind, &component.name) else {
-                    continue;
-                };
-                let health = board.get(&component.name);
-                let ended = watched.ended(component);
-                if self.is_planned(&component.name) {
-                    continue;
-                }
-                let silent = health.is_some_and(|h| h.is_suspect(&self.parts.plan.detection));
-                let cause = if ended {
-                    let how = component.last_exit.as_deref().unwrap_or("ended");
-                    format!("the process of {} ended: {how}", component.name)
-                } else if silent {
-                    let why = health.and_then(|h| h.why.clone()).unwrap_or_default();
-                    format!("{} does not answer: {why}", component.name)
-                } else {
-                    continue;
-                };
-                let first_sign =
-                    health.and_then(|h| h.failing_since).unwrap_or_else(Timestamp::now);
-                found.entry(scenario).or_insert(NewIncident {
-                    scenario,
-                    component: about,
-                    cause,
-                    first_sign,
-                });
-            }
-        }
-        // A full stop under recovery explains the rest.
-        let stopped = self
-            .parts
-            .journal
-            .open_incidents()?
-            .iter()
-            .any(|incident| incident.scenario == Scenario::FullStop);
-        Ok(found
-            .into_values()
-            .filter(|new| !stopped || new.scenario == Scenario::PostgresPrimary)
-            .collect())
-    }
-
-    fn find_database(&self) -> Option<NewIncident> {
-        let database = self.database()?;
-        let state = database.authority.view().state;
-        let first_sign = self.beat.borrow().failing_since.unwrap_or_else(Timestamp::now);
-        let new = |component, cause| NewIncident {
-            scenario: Scenario::PostgresPrimary,
-            component,
-            cause,
-            first_sign,
-        };
-        let Some(primary) = state.primary else {
-            // A recovery that took the reign away did not end.
-            return Some(new(state.former?, "nobody reigns".to_owned()));
-        };
-        match diagnose(&database.signs(database.open_patience())) {
-            Verdict::Lost(signs) => Some(new(primary, signs.join("; "))),
-            Verdict::Starting | Verdict::Healthy | Verdict::Suspect(_) => None,
-        }
-    }
-
-    /// Everything at this moment.
-    ///
-    /// # Errors
-    /// When the journal or the deployment fails.
-    pub async fn status(&self) -> Result<Status> {
-        let components = self.parts.deployment.components().await?;
-        let board = self.board.borrow().clone();
-        let detection = &self.parts.plan.detection;
-        let components: Vec<_> = components
-            .into_iter()
-            .map(|component| {
-                let health = board.get(&component.name);
-                status::Health {
-                    answers: health.map(|h| h.met && !h.is_suspect(detection)),
-                    why: health.and_then(|h| h.why.clone()),
-                    component,
-                }
-            })
-            .collect();
-        let incidents = self.parts.journal.open_incidents()?;
-        let up = components.iter().all(|health| {
-            match health.component.state {
-                RunState::Running => health.answers != Some(false),
-                // Of its own accord it is about to be gone.
-                state => state == RunState::Draining,
-            }
-        });
-        let redundant = self.authority().is_none_or(|authority| self.redundant(authority));
-        let kind = match self.parts.plan.store.kind {
-            StoreKind::Sqlite => "sqlite",
-            StoreKind::Postgres => "postgres",
-            StoreKind::External => "external",
-        };
-        let settled = *self.settled.borrow();
-        let works = settled && up && Readiness::new(self.parts.api.clone()).is_ready().await;
-        Ok(Status {
-            deployment: self.parts.plan.deployment.name.clone(),
-            kind: format!("{}/{kind}", self.parts.deployment.kind()),
-            ready: works && redundant && incidents.is_empty(),
-            api: self.parts.api.base_url().trim_end_matches('/').to_owned(),
-            components,
-            pool: self.pool.borrow().clone(),
-            postgres: self
-                .parts
-                .postgres
-                .as_ref()
-                .map(|(a, _, service)| postgres_status(a, *service)),
-            incidents,
-        })
-    }
-
-    /// The standbys stream, and with a synchronous plan one of them has everything.
-    fn redundant(&self, authority: &Authority) -> bool {
-        let view = authority.view();
-        let Some(ServerState::Primary(primary)) = view.reigning().and_then(|n| view.server(n))
-        else {
-            return false;
-        };
-        let streaming = primary.standbys.iter().filter(|standby| standby.streaming).count();
-        let all = streaming + 1 >= authority.members().len();
-        let alone = authority.members().len() == 1;
-        all && (alone || !self.parts.plan.postgres.synchronous || view.state.complete.is_some())
-    }
-}
-
-fn postgres_status(authority: &Authority, service: SocketAddr) -> status::Postgres {
-    let view = authority.view();
-    let flushed = view.reigning().and_then(|name| match view.server(name) {
-        Some(ServerState::Primary(state)) => Some(state.flushed),
-        _ => None,
-    });
-    let instances = authority
-        .members()
-        .iter()
-        .map(|(name, address)| {
-            let seen = view.seen.get(name);
-            let received = match seen.map(|seen| &seen.renewal.observed.state) {
-                Some(ServerState::Standby(state)) => Some(state.received),
-                _ => None,
-            };
-            status::Instance {
-                name: name.clone(),
-                address: *address,
-                observed: seen.map(|seen| seen.renewal.observed.clone()),
-                heard_ms: seen
-                    .map(|seen| u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX)),
-                fence: seen.map(|seen| seen.renewal.fence),
-                lag_bytes: flushed.zip(received).map(|(f, r)| f.bytes_ahead_of(r)),
-            }
-        })
-        .collect();
-    status::Postgres {
-        service,
-        epoch: view.state.epoch,
-        primary: view.state.primary,
-        synchronous: view.state.synchronous,
-        complete: view.state.complete,
-        instances,
-    }
 }
 
 async fn changed(news: &mut Option<watch::Receiver<u64>>) {
@@ -594,26 +401,5 @@ async fn changed(news: &mut Option<watch::Receiver<u64>>) {
             }
         }
         None => std::future::pending().await,
-    }
-}
-
-/// The processes that run now.
-fn lives(components: &[Component]) -> BTreeMap<ComponentName, Option<u32>> {
-    components.iter().map(|component| (component.name.clone(), component.pid)).collect()
-}
-
-/// What was seen of the processes so far.
-#[derive(Debug, Default)]
-struct Watched {
-    lives: BTreeMap<ComponentName, Option<u32>>,
-}
-
-impl Watched {
-    /// Whether the process that was seen before has ended. True once for each end.
-    fn ended(&mut self, component: &Component) -> bool {
-        // On purpose is no failure.
-        let now = component.pid.filter(|_| !component.state.is_on_purpose());
-        let before = self.lives.insert(component.name.clone(), now).flatten();
-        before.is_some() && before != now && !component.state.is_on_purpose()
     }
 }

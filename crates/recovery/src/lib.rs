@@ -12,6 +12,7 @@ pub mod account;
 pub mod controller;
 pub mod drill;
 mod error;
+mod finding;
 pub mod health;
 pub mod journal;
 pub mod paper;

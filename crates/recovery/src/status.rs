@@ -2,15 +2,20 @@
 
 use std::net::SocketAddr;
 
-use resurgam_deployment::Component;
 use resurgam_deployment::postgres::contain::Strength;
-use resurgam_deployment::postgres::wire::Observed;
+use resurgam_deployment::postgres::wire::{Observed, ServerState};
+use resurgam_deployment::{Component, RunState};
 use resurgam_model::ComponentName;
 use resurgam_model::database::Epoch;
+use resurgam_model::plan::StoreKind;
 use resurgam_model::report::StepReport;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::controller::Controller;
+use crate::health::Readiness;
 use crate::journal::Incident;
+use crate::postgres::Authority;
 
 /// Everything at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,4 +112,106 @@ pub struct IncidentDetail {
     pub steps: Vec<StepReport>,
     /// What was kept before anything was changed.
     pub evidence: Vec<String>,
+}
+
+impl Controller {
+    /// Everything at this moment.
+    ///
+    /// # Errors
+    /// When the journal or the deployment fails.
+    pub async fn status(&self) -> Result<Status> {
+        let components = self.parts.deployment.components().await?;
+        let board = self.board.borrow().clone();
+        let detection = &self.parts.plan.detection;
+        let components: Vec<_> = components
+            .into_iter()
+            .map(|component| {
+                let health = board.get(&component.name);
+                Health {
+                    answers: health.map(|h| h.met && !h.is_suspect(detection)),
+                    why: health.and_then(|h| h.why.clone()),
+                    component,
+                }
+            })
+            .collect();
+        let incidents = self.parts.journal.open_incidents()?;
+        let up = components.iter().all(|health| {
+            match health.component.state {
+                RunState::Running => health.answers != Some(false),
+                // Of its own accord it is about to be gone.
+                state => state == RunState::Draining,
+            }
+        });
+        let redundant = self.authority().is_none_or(|authority| self.redundant(authority));
+        let kind = match self.parts.plan.store.kind {
+            StoreKind::Sqlite => "sqlite",
+            StoreKind::Postgres => "postgres",
+            StoreKind::External => "external",
+        };
+        let settled = *self.settled.borrow();
+        let works = settled && up && Readiness::new(self.parts.api.clone()).is_ready().await;
+        Ok(Status {
+            deployment: self.parts.plan.deployment.name.clone(),
+            kind: format!("{}/{kind}", self.parts.deployment.kind()),
+            ready: works && redundant && incidents.is_empty(),
+            api: self.parts.api.base_url().trim_end_matches('/').to_owned(),
+            components,
+            pool: self.pool.borrow().clone(),
+            postgres: self
+                .parts
+                .postgres
+                .as_ref()
+                .map(|(a, _, service)| postgres_status(a, *service)),
+            incidents,
+        })
+    }
+
+    /// The standbys stream, and with a synchronous plan one of them has everything.
+    fn redundant(&self, authority: &Authority) -> bool {
+        let view = authority.view();
+        let Some(ServerState::Primary(primary)) = view.reigning().and_then(|n| view.server(n))
+        else {
+            return false;
+        };
+        let streaming = primary.standbys.iter().filter(|standby| standby.streaming).count();
+        let all = streaming + 1 >= authority.members().len();
+        let alone = authority.members().len() == 1;
+        all && (alone || !self.parts.plan.postgres.synchronous || view.state.complete.is_some())
+    }
+}
+
+fn postgres_status(authority: &Authority, service: SocketAddr) -> Postgres {
+    let view = authority.view();
+    let flushed = view.reigning().and_then(|name| match view.server(name) {
+        Some(ServerState::Primary(state)) => Some(state.flushed),
+        _ => None,
+    });
+    let instances = authority
+        .members()
+        .iter()
+        .map(|(name, address)| {
+            let seen = view.seen.get(name);
+            let received = match seen.map(|seen| &seen.renewal.observed.state) {
+                Some(ServerState::Standby(state)) => Some(state.received),
+                _ => None,
+            };
+            Instance {
+                name: name.clone(),
+                address: *address,
+                observed: seen.map(|seen| seen.renewal.observed.clone()),
+                heard_ms: seen
+                    .map(|seen| u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+                fence: seen.map(|seen| seen.renewal.fence),
+                lag_bytes: flushed.zip(received).map(|(f, r)| f.bytes_ahead_of(r)),
+            }
+        })
+        .collect();
+    Postgres {
+        service,
+        epoch: view.state.epoch,
+        primary: view.state.primary,
+        synchronous: view.state.synchronous,
+        complete: view.state.complete,
+        instances,
+    }
 }

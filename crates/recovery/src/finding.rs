@@ -1,0 +1,128 @@
+//! What is wrong with a deployment: one incident for each cause.
+
+use std::collections::BTreeMap;
+
+use resurgam_deployment::{Component, RunState};
+use resurgam_model::{ComponentName, Scenario, Timestamp};
+
+use crate::Result;
+use crate::controller::Controller;
+use crate::journal::NewIncident;
+use crate::postgres::{Verdict, diagnose};
+use crate::processes::subject;
+
+impl Controller {
+    /// Whether the deployment is up, or was. Until then, not running is coming up.
+    pub(crate) fn settle(&self, components: &[Component], watched: &mut Watched) -> bool {
+        if *self.settled.borrow() {
+            return true;
+        }
+        let board = self.board.borrow().clone();
+        let up = components.iter().all(|component| {
+            component.state == RunState::Running
+                && board.get(&component.name).is_none_or(|health| health.met)
+        });
+        let met = self.parts.roles.iter().all(|(name, _)| board.get(name).is_some_and(|h| h.met));
+        let database = self.authority().is_none_or(|a| a.view().reigning().is_some());
+        if up && met && database {
+            watched.lives = lives(components);
+            self.settled.send_replace(true);
+            return true;
+        }
+        false
+    }
+
+    /// What is wrong now.
+    pub(crate) fn find(
+        &self,
+        components: &[Component],
+        settled: bool,
+        watched: &mut Watched,
+    ) -> Result<Vec<NewIncident>> {
+        let mut found = BTreeMap::new();
+        found.extend(self.find_database().map(|new| (Scenario::PostgresPrimary, new)));
+        if settled {
+            let board = self.board.borrow().clone();
+            for component in components {
+                let Some((scenario, about)) = subject(component.kind, &component.name) else {
+                    continue;
+                };
+                let health = board.get(&component.name);
+                let ended = watched.ended(component);
+                if self.is_planned(&component.name) {
+                    continue;
+                }
+                let silent = health.is_some_and(|h| h.is_suspect(&self.parts.plan.detection));
+                let cause = if ended {
+                    let how = component.last_exit.as_deref().unwrap_or("ended");
+                    format!("the process of {} ended: {how}", component.name)
+                } else if silent {
+                    let why = health.and_then(|h| h.why.clone()).unwrap_or_default();
+                    format!("{} does not answer: {why}", component.name)
+                } else {
+                    continue;
+                };
+                let first_sign =
+                    health.and_then(|h| h.failing_since).unwrap_or_else(Timestamp::now);
+                found.entry(scenario).or_insert(NewIncident {
+                    scenario,
+                    component: about,
+                    cause,
+                    first_sign,
+                });
+            }
+        }
+        // A full stop under recovery explains the rest.
+        let stopped = self
+            .parts
+            .journal
+            .open_incidents()?
+            .iter()
+            .any(|incident| incident.scenario == Scenario::FullStop);
+        Ok(found
+            .into_values()
+            .filter(|new| !stopped || new.scenario == Scenario::PostgresPrimary)
+            .collect())
+    }
+
+    fn find_database(&self) -> Option<NewIncident> {
+        let database = self.database()?;
+        let state = database.authority.view().state;
+        let first_sign = self.beat.borrow().failing_since.unwrap_or_else(Timestamp::now);
+        let new = |component, cause| NewIncident {
+            scenario: Scenario::PostgresPrimary,
+            component,
+            cause,
+            first_sign,
+        };
+        let Some(primary) = state.primary else {
+            // A recovery that took the reign away did not end.
+            return Some(new(state.former?, "nobody reigns".to_owned()));
+        };
+        match diagnose(&database.signs(database.open_patience())) {
+            Verdict::Lost(signs) => Some(new(primary, signs.join("; "))),
+            Verdict::Starting | Verdict::Healthy | Verdict::Suspect(_) => None,
+        }
+    }
+}
+
+/// The processes that run now.
+fn lives(components: &[Component]) -> BTreeMap<ComponentName, Option<u32>> {
+    components.iter().map(|component| (component.name.clone(), component.pid)).collect()
+}
+
+/// What was seen of the processes so far.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    lives: BTreeMap<ComponentName, Option<u32>>,
+}
+
+impl Watched {
+    /// Whether the process that was seen before has ended. True once for each end.
+    fn ended(&mut self, component: &Component) -> bool {
+        // On purpose is no failure.
+        let now = component.pid.filter(|_| !component.state.is_on_purpose());
+        let before = self.lives.insert(component.name.clone(), now).flatten();
+        before.is_some() && before != now && !component.state.is_on_purpose()
+    }
+}
