@@ -219,8 +219,39 @@ impl NewSchedule {
     }
 }
 
+/// How a schedule is read: all fields beside each other. Reading one type inside of another would
+/// first read everything into values, which payloads, kept as the text that they came in, refuse.
+#[derive(Deserialize, JsonSchema)]
+struct Flat {
+    name: ScheduleName,
+    cron: Cron,
+    #[serde(default = "utc")]
+    #[schemars(with = "Key")]
+    time_zone: String,
+    task: NewTask,
+    #[serde(default)]
+    missed: Missed,
+    #[serde(default)]
+    paused: bool,
+    #[schemars(with = "Option<Moment>")]
+    next_at: Option<Timestamp>,
+    #[schemars(with = "Option<Moment>")]
+    last_at: Option<Timestamp>,
+    last_task: Option<TaskId>,
+}
+
+impl From<Flat> for Schedule {
+    fn from(flat: Flat) -> Self {
+        let Flat { name, cron, time_zone, task, missed, paused, next_at, last_at, last_task } =
+            flat;
+        let new = NewSchedule { cron, time_zone, task, missed, paused };
+        Self { name, new, next_at, last_at, last_task }
+    }
+}
+
 /// A schedule as it stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "Flat")]
 pub struct Schedule {
     /// Its name.
     pub name: ScheduleName,

@@ -312,6 +312,53 @@ mod tests {
         }
     }
 
+    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
+
+    /// The document about the metrics, made from what they say of themselves.
+    fn reference() -> String {
+        let mut text = "# Metrics\n\nWhat `GET /metrics` tells, in the text format of Prometheus or as OpenMetrics. Made from the code by\n\
+            `UPDATE_DOCS=1 cargo test -p resurgam-platform metrics`. Capabilities beyond the first hundred are told\n\
+            together. [alerts.example.yml](alerts.example.yml) has rules to start from.\n\n\
+            | metric | kind | labels | meaning |\n|---|---|---|---|\n"
+            .to_owned();
+        for entry in catalogue().entries() {
+            let labels: Vec<_> = entry.labels.iter().map(|label| format!("`{label}`")).collect();
+            let help = entry.help;
+            let line =
+                format!("| `{}` | {} | {} | {help} |\n", entry.name, entry.kind, labels.join(", "));
+            text.push_str(&line);
+        }
+        text
+    }
+
+    #[test]
+    fn the_document_about_metrics_is_up_to_date() {
+        let (text, path) = (reference(), format!("{FOLDER}/metrics.md"));
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert!(
+            std::fs::read_to_string(path).unwrap_or_default() == text,
+            "docs/metrics.md is not what the code says; renew it and look at the difference:\n\n    \
+             UPDATE_DOCS=1 cargo test -p resurgam-platform metrics\n"
+        );
+    }
+
+    #[test]
+    fn alerts_ask_for_what_there_is() {
+        let rules = std::fs::read_to_string(format!("{FOLDER}/alerts.example.yml")).unwrap();
+        let catalogue = catalogue();
+        let mut asked = 0;
+        for word in rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            let name = word.strip_suffix("_bucket").unwrap_or(word);
+            if name.starts_with("resurgam_") {
+                assert!(catalogue.entries().iter().any(|entry| entry.name == name), "{name}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 5);
+    }
+
     #[test]
     fn the_shortest_of_many_queues_are_told_together() {
         let queues: Vec<_> = (0..MOST_CAPABILITIES as u64 + 3)

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use resurgam_metrics::{Counter, Family, Fixed, Gauge, Histogram, LATENCY, Registry, SIZES};
 
+use resurgam_model::task::Outcome;
+
 use crate::Error;
 
 type Durations = Family<Fixed<1>, Histogram, fn() -> Histogram>;
@@ -16,6 +18,7 @@ type Durations = Family<Fixed<1>, Histogram, fn() -> Histogram>;
 pub struct Meters {
     operations: Durations,
     errors: Family<Fixed<2>, Counter>,
+    events: Family<Fixed<1>, Counter>,
     /// Requests that wait for SQLite's writer.
     pub(crate) writer_queue: Gauge,
     /// Requests that shared a transaction of SQLite's writer.
@@ -38,6 +41,7 @@ impl Default for Meters {
         Self {
             operations: Durations::new_with_constructor(latency),
             errors: Family::default(),
+            events: Family::default(),
             writer_queue: Gauge::default(),
             writer_batch: Histogram::sizes(SIZES),
             pool: Pool::default(),
@@ -59,6 +63,14 @@ impl Meters {
             "Operations on the store that failed",
             &["operation", "kind"],
             self.errors.clone(),
+        );
+        registry.add(
+            "resurgam_task_events_total",
+            "What became of tasks by way of this process: submitted, claimed, completed, failed \
+             (a try), returned (a lease that ran out or whose holder is gone). Words that are \
+             repeated count again",
+            &["event"],
+            self.events.clone(),
         );
         registry.add(
             "resurgam_sqlite_writer_queue",
@@ -90,6 +102,20 @@ impl Meters {
             &[],
             self.pool.waiting.clone(),
         );
+    }
+
+    /// Counts what became of tasks.
+    pub(crate) fn tasks(&self, event: &'static str, count: usize) {
+        if count > 0 {
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            self.events.get_or_create(&[("event", event)]).inc_by(count);
+        }
+    }
+
+    /// Counts the words about leases that were accepted.
+    pub(crate) fn words(&self, event: &'static str, outcomes: &[Outcome]) {
+        let accepted = outcomes.iter().filter(|outcome| **outcome == Outcome::Accepted);
+        self.tasks(event, accepted.count());
     }
 
     /// Counts an operation that has ended.

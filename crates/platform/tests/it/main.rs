@@ -15,6 +15,7 @@ mod flaky;
 mod harness;
 mod messages;
 mod metrics;
+mod orders;
 mod outages;
 mod problems;
 mod streams;

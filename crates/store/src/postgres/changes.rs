@@ -12,7 +12,7 @@ use super::{PostgresStore, get};
 use crate::column::{parsed, time_if, unsigned};
 use crate::{Promoted, Result, Wake};
 
-const PROMOTE: &str = "WITH due AS MATERIALIZED (
+pub(super) const PROMOTE: &str = "WITH due AS MATERIALIZED (
         SELECT id FROM tasks WHERE state = 'scheduled' AND run_at <= statement_timestamp()
         ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
     ), promoted AS (
@@ -21,7 +21,7 @@ const PROMOTE: &str = "WITH due AS MATERIALIZED (
     SELECT capability, count(*) AS number FROM promoted GROUP BY capability";
 
 /// Tasks that nobody near has begun in time. They keep their place in the queue: it goes by age.
-const FALL: &str = "WITH due AS MATERIALIZED (
+pub(super) const FALL: &str = "WITH due AS MATERIALIZED (
         SELECT id FROM tasks
         WHERE state = 'ready' AND fall_at IS NOT NULL AND fall_at <= statement_timestamp()
         ORDER BY fall_at LIMIT $1 FOR UPDATE SKIP LOCKED
@@ -33,12 +33,12 @@ const FALL: &str = "WITH due AS MATERIALIZED (
     )
     SELECT capability, count(*) AS number FROM fallen GROUP BY capability";
 
-const NEXT: &str = "SELECT (extract(epoch FROM least(
+pub(super) const NEXT: &str = "SELECT (extract(epoch FROM least(
          (SELECT min(run_at) FROM tasks WHERE state = 'scheduled'),
          (SELECT min(fall_at) FROM tasks WHERE state = 'ready' AND fall_at IS NOT NULL)
      )) * 1000000)::bigint AS next";
 
-const CANCEL: &str = concat!(
+pub(super) const CANCEL: &str = concat!(
     "WITH found AS MATERIALIZED (
         SELECT id FROM tasks WHERE id = ANY ($1) ORDER BY id FOR UPDATE
     ), over AS (
@@ -50,7 +50,7 @@ const CANCEL: &str = concat!(
     " SELECT id, capability, coalesce(limited, false) AS limited, workflow FROM over"
 );
 
-const REQUEUE: &str = "WITH found AS MATERIALIZED (
+pub(super) const REQUEUE: &str = "WITH found AS MATERIALIZED (
         SELECT id FROM tasks_done
         WHERE id = ANY ($1) AND state IN ('dead', 'cancelled') AND workflow IS NULL
         ORDER BY id FOR UPDATE
@@ -66,7 +66,7 @@ const REQUEUE: &str = "WITH found AS MATERIALIZED (
         clock_timestamp() + fall_ms * interval '1 millisecond'
     FROM back RETURNING id, capability";
 
-const PURGE: &str = "WITH old AS MATERIALIZED (
+pub(super) const PURGE: &str = "WITH old AS MATERIALIZED (
         SELECT id FROM tasks_done WHERE expires_at <= statement_timestamp()
         ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
     ), gone AS (
@@ -78,7 +78,7 @@ const PURGE: &str = "WITH old AS MATERIALIZED (
     )
     SELECT count(*) AS number FROM gone";
 
-const KNOWN: &str = "SELECT id FROM tasks WHERE id = ANY ($1)
+pub(super) const KNOWN: &str = "SELECT id FROM tasks WHERE id = ANY ($1)
     UNION ALL SELECT id FROM tasks_done WHERE id = ANY ($1)";
 
 impl PostgresStore {

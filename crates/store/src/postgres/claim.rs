@@ -47,7 +47,7 @@ pub(super) use take;
 /// would have to sort everything that is ready. Of what several capabilities give, the surplus
 /// stays locked until commit, and others pass over it. The shares of capabilities with a limit,
 /// in their turns, are left to a transaction of their own.
-const CLAIM: &str = concat!(
+pub(super) const CLAIM: &str = concat!(
     "WITH me AS MATERIALIZED (
         SELECT id FROM agents
         WHERE id = $1 AND instance = $2 AND coalesce(state = 'available', false) FOR SHARE
@@ -72,7 +72,7 @@ const CLAIM: &str = concat!(
 );
 
 /// What a claim took whose answer was lost.
-const AGAIN: &str = "SELECT id, token, capability, payload, attempts, priority, key,
+pub(super) const AGAIN: &str = "SELECT id, token, capability, payload, attempts, priority, key,
          lease_until, timeout_at
      FROM tasks
      WHERE state = 'running' AND held_by = $1 AND held_instance = $2 AND claim_id = $3";

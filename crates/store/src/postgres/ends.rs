@@ -19,7 +19,7 @@ use super::{PostgresStore, get};
 use crate::column::{micros, parsed};
 use crate::{Result, Wake};
 
-const EXTEND: &str = "WITH words AS MATERIALIZED (
+pub(super) const EXTEND: &str = "WITH words AS MATERIALIZED (
         SELECT DISTINCT * FROM unnest($1::uuid[], $2::bigint[]) AS w (id, token)
     ), found AS MATERIALIZED (
         SELECT t.id FROM tasks AS t JOIN words AS w ON w.id = t.id AND w.token = t.token
@@ -32,7 +32,7 @@ const EXTEND: &str = "WITH words AS MATERIALIZED (
     RETURNING t.id, t.token";
 
 /// `note` is in no index, and there is no other column to change.
-const NOTE: &str = "WITH words AS MATERIALIZED (
+pub(super) const NOTE: &str = "WITH words AS MATERIALIZED (
         SELECT DISTINCT * FROM unnest($1::uuid[], $2::bigint[]) AS w (id, token)
     ), found AS MATERIALIZED (
         SELECT t.id FROM tasks AS t JOIN words AS w ON w.id = t.id AND w.token = t.token
@@ -41,7 +41,7 @@ const NOTE: &str = "WITH words AS MATERIALIZED (
     UPDATE tasks AS t SET note = $3 FROM found AS f WHERE t.id = f.id RETURNING t.id, t.token";
 
 /// Of two words about the same lease the first counts.
-const COMPLETE: &str = concat!(
+pub(super) const COMPLETE: &str = concat!(
     "WITH words AS MATERIALIZED (
         SELECT DISTINCT ON (id, token) * FROM unnest($1::uuid[], $2::bigint[], $3::text[])
             WITH ORDINALITY AS w (id, token, result, n)
@@ -62,7 +62,7 @@ const COMPLETE: &str = concat!(
       FROM over"
 );
 
-const FAIL: &str = concat!(
+pub(super) const FAIL: &str = concat!(
     "WITH words AS MATERIALIZED (
         SELECT DISTINCT ON (id, token) *
         FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::boolean[])
@@ -85,7 +85,8 @@ const FAIL: &str = concat!(
       FROM over"
 );
 
-const STANDING: &str = "SELECT id, token, failed_token, state FROM tasks WHERE id = ANY ($1)
+pub(super) const STANDING: &str =
+    "SELECT id, token, failed_token, state FROM tasks WHERE id = ANY ($1)
     UNION ALL SELECT id, token, failed_token, state FROM tasks_done WHERE id = ANY ($1)";
 
 impl PostgresStore {

@@ -14,7 +14,7 @@ use crate::{FAILING_AFTER, FAILING_FOR, Result};
 
 /// Counts failed tries: agents, their lives, tasks. A task that fails again is counted once as long
 /// as no other fails in between. Answers who is stopped now.
-const FAILED: &str = and_spread!(concat!(
+pub(super) const FAILED: &str = and_spread!(concat!(
     "WITH tries AS MATERIALIZED (
          SELECT agent, instance, count(DISTINCT task) AS tasks,
              (array_agg(task ORDER BY n DESC))[1] AS last_task
@@ -48,7 +48,7 @@ const FAILED: &str = and_spread!(concat!(
 ));
 
 /// A try of theirs succeeded.
-const SUCCEEDED: &str = and_spread!(concat!(
+pub(super) const SUCCEEDED: &str = and_spread!(concat!(
     "WITH alive AS MATERIALIZED (
          SELECT id, failing_until FROM agents WHERE id = ANY ($1::text[])
          ORDER BY id FOR NO KEY UPDATE

@@ -20,6 +20,8 @@ mod limits;
 mod lookup;
 mod messages;
 mod migrations;
+#[cfg(test)]
+mod plan_tests;
 mod registering;
 mod registry;
 #[cfg(test)]

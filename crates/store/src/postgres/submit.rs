@@ -79,6 +79,7 @@ impl PostgresStore {
             let ready = ready.map(|(_, task)| task).collect();
             (Some(created), ready)
         };
+        self.came(u64::try_from(tasks.len()).unwrap_or(u64::MAX));
         self.ring_for(ready);
         let Some(created) = created else {
             return Ok(ids.into_iter().map(|id| Submitted { id, created: true }).collect());

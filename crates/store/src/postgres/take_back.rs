@@ -83,6 +83,7 @@ impl PostgresStore {
                 self.ring(Wake { capability: parsed(get(row, "capability")?)?, count });
             }
         }
+        self.meters.tasks("returned", usize::try_from(all).unwrap_or(usize::MAX));
         Ok(all)
     }
 }

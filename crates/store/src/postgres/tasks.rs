@@ -19,11 +19,15 @@ use crate::{Counted, LeasesOf, Promoted, Result, Tasks};
 #[async_trait]
 impl Tasks for PostgresStore {
     async fn submit(&self, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
-        self.submit_tasks(tasks).await
+        let submitted = self.submit_tasks(tasks).await?;
+        self.meters.tasks("submitted", submitted.iter().filter(|task| task.created).count());
+        Ok(submitted)
     }
 
     async fn claim(&self, claim: &Claim) -> Result<Vec<Lease>> {
-        self.claim_tasks(claim).await
+        let leases = self.claim_tasks(claim).await?;
+        self.meters.tasks("claimed", leases.len());
+        Ok(leases)
     }
 
     async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>> {
@@ -31,11 +35,15 @@ impl Tasks for PostgresStore {
     }
 
     async fn complete(&self, completions: &[Completion]) -> Result<Vec<Outcome>> {
-        self.complete_tasks(completions).await
+        let outcomes = self.complete_tasks(completions).await?;
+        self.meters.words("completed", &outcomes);
+        Ok(outcomes)
     }
 
     async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>> {
-        self.fail_tasks(failures).await
+        let outcomes = self.fail_tasks(failures).await?;
+        self.meters.words("failed", &outcomes);
+        Ok(outcomes)
     }
 
     async fn note(&self, leases: &[LeaseRef], note: &str) -> Result<Vec<Outcome>> {

@@ -84,12 +84,17 @@ impl Tasks for SqliteStore {
             }
             Ok(all)
         };
-        self.run("submit tasks", request).await
+        let submitted: Vec<Submitted> = self.run("submit tasks", request).await?;
+        let created = submitted.iter().filter(|task| task.created).count();
+        self.meters.tasks("submitted", created);
+        Ok(submitted)
     }
 
     async fn claim(&self, wanted: &Claim) -> Result<Vec<Lease>> {
         let wanted = wanted.clone();
-        self.writer.run("claim tasks", move |c| claim::claim(c, &wanted)).await
+        let leases = self.writer.run("claim tasks", move |c| claim::claim(c, &wanted)).await?;
+        self.meters.tasks("claimed", leases.len());
+        Ok(leases)
     }
 
     async fn extend(&self, leases: &[LeaseRef], lease: Duration) -> Result<Vec<Outcome>> {
@@ -105,7 +110,9 @@ impl Tasks for SqliteStore {
             let some_fail = failing::some(c)?;
             completions.iter().map(|done| ends::complete(c, done, some_fail, ready)).collect()
         };
-        self.run_ending("complete tasks", request).await
+        let outcomes: Vec<Outcome> = self.run_ending("complete tasks", request).await?;
+        self.meters.words("completed", &outcomes);
+        Ok(outcomes)
     }
 
     async fn fail(&self, failures: &[Failure]) -> Result<Vec<Outcome>> {
@@ -113,7 +120,9 @@ impl Tasks for SqliteStore {
         let request = move |c: &Connection, ready: &mut Ready| {
             failures.iter().map(|failure| ends::fail(c, failure, ready)).collect()
         };
-        self.run_ending("record failed tries", request).await
+        let outcomes: Vec<Outcome> = self.run_ending("record failed tries", request).await?;
+        self.meters.words("failed", &outcomes);
+        Ok(outcomes)
     }
 
     async fn note(&self, leases: &[LeaseRef], note: &str) -> Result<Vec<Outcome>> {
@@ -126,7 +135,9 @@ impl Tasks for SqliteStore {
     async fn return_expired(&self, limit: u32) -> Result<u64> {
         let request =
             move |c: &Connection, ready: &mut Ready| ends::return_expired(c, limit, ready);
-        self.run_ending("take expired leases back", request).await
+        let count: u64 = self.run_ending("take expired leases back", request).await?;
+        self.meters.tasks("returned", usize::try_from(count).unwrap_or(usize::MAX));
+        Ok(count)
     }
 
     async fn return_leases(&self, agent: &AgentId, whose: LeasesOf) -> Result<u64> {
