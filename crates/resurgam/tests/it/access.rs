@@ -42,7 +42,10 @@ impl Guarded {
             "--tls-cert=cert.pem",
             "--tls-key=key.pem",
         ]);
-        until("it serves", SHORT, &place, || server.said().contains("serving").then_some(()));
+        // It serves before its database is ready, and refuses work until then.
+        for word in ["serving", "the database is ready"] {
+            until(word, SHORT, &place, || server.said().contains(word).then_some(()));
+        }
         Self { url: format!("https://{address}"), place, server }
     }
 

@@ -28,7 +28,10 @@ impl Served {
             "--sqlite=agents.db",
             &format!("--listen={address}"),
         ]);
-        until("it serves", SHORT, &place, || server.said().contains("serving").then_some(()));
+        // It serves before its database is ready, and refuses work until then.
+        for word in ["serving", "the database is ready"] {
+            until(word, SHORT, &place, || server.said().contains(word).then_some(()));
+        }
         Self { url: format!("http://{address}"), place, server }
     }
 
