@@ -13,6 +13,9 @@ fn message(to: &AgentId, kind: &str) -> NewMessage {
         from: None,
         kind: kind.to_owned(),
         body: Payload::default(),
+        reply_to: None,
+        in_reply_to: None,
+        ttl: None,
     }
 }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::schema::{self, Key, Moment};
-use crate::{AgentId, MessageId, Payload};
+use crate::{AgentId, Duration, MessageId, Payload};
 
 /// The topic that agents use when they name no other.
 pub const DEFAULT_TOPIC: &str = "agent-messages";
@@ -33,9 +33,38 @@ pub struct NewMessage {
     /// What it says.
     #[serde(default)]
     pub body: Payload,
+    /// Whose mailbox an answer is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<AgentId>,
+    /// The message that this one answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_reply_to: Option<MessageId>,
+    /// How long it is of use; then it becomes a dead letter. Without it, for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
 }
 
-fn default_topic() -> String {
+impl NewMessage {
+    /// A message of a kind to an agent, with a new id, and nothing else.
+    #[must_use]
+    pub fn new(to: AgentId, kind: &str) -> Self {
+        Self {
+            id: MessageId::new(),
+            topic: default_topic(),
+            to,
+            from: None,
+            kind: kind.to_owned(),
+            body: Payload::default(),
+            reply_to: None,
+            in_reply_to: None,
+            ttl: None,
+        }
+    }
+}
+
+/// The topic of who names none.
+#[must_use]
+pub fn default_topic() -> String {
     DEFAULT_TOPIC.to_owned()
 }
 
@@ -56,7 +85,45 @@ pub struct Message {
     pub kind: String,
     /// What it says.
     pub body: Payload,
+    /// Whose mailbox an answer is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<AgentId>,
+    /// The message that this one answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_reply_to: Option<MessageId>,
     /// When it was accepted.
     #[schemars(with = "Moment")]
     pub created_at: Timestamp,
+    /// From when on it is of no use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub expires_at: Option<Timestamp>,
+    /// How often its receiver has rejected it.
+    #[serde(default)]
+    pub rejections: u32,
+}
+
+/// A message that could not be delivered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeadLetter {
+    /// The message.
+    pub id: MessageId,
+    /// The stream it belonged to.
+    pub topic: String,
+    /// Who was to get it.
+    pub to: AgentId,
+    /// Who sent it.
+    pub from: Option<AgentId>,
+    /// What kind of message.
+    pub kind: String,
+    /// What it said.
+    pub body: Payload,
+    /// Why it was not delivered.
+    pub reason: String,
+    /// When it was accepted.
+    #[schemars(with = "Moment")]
+    pub created_at: Timestamp,
+    /// When it was given up.
+    #[schemars(with = "Moment")]
+    pub died_at: Timestamp,
 }

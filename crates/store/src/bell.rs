@@ -1,6 +1,6 @@
-//! Tells those who wait for tasks that some have become ready.
+//! Tells those who wait that there is something for them: tasks, or messages.
 
-use resurgam_model::Capability;
+use resurgam_model::{AgentId, Capability};
 use tokio::sync::broadcast;
 
 /// So many tasks of a capability have become ready.
@@ -15,16 +15,22 @@ pub struct Wake {
 /// So many words may be waiting for one listener before it loses some.
 const BACKLOG: usize = 4096;
 
-/// Words about tasks that have become ready. They only save waiting: some may be lost, when a
+/// Words about what has become ready. They only save waiting: some may be lost, when a
 /// connection breaks or a listener is slow, so whoever waits also looks from time to time.
-pub struct Wakes(broadcast::Receiver<Option<Wake>>);
+pub struct Words<T>(broadcast::Receiver<Option<T>>);
 
-impl Wakes {
+/// Words about tasks that have become ready.
+pub type Wakes = Words<Wake>;
+
+/// Words about agents into whose mailboxes something came.
+pub type Mails = Words<AgentId>;
+
+impl<T: Clone> Words<T> {
     /// The next word; `None` when some were lost, so that anything may have become ready. Never
     /// resolves once the store is gone.
-    pub async fn next(&mut self) -> Option<Wake> {
+    pub async fn next(&mut self) -> Option<T> {
         match self.0.recv().await {
-            Ok(wake) => wake,
+            Ok(word) => word,
             Err(broadcast::error::RecvError::Lagged(_)) => None,
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
@@ -33,22 +39,22 @@ impl Wakes {
 
 /// The listeners of this process.
 #[derive(Clone, Debug)]
-pub(crate) struct Bell(broadcast::Sender<Option<Wake>>);
+pub(crate) struct Bell<T>(broadcast::Sender<Option<T>>);
 
-impl Default for Bell {
+impl<T: Clone> Default for Bell<T> {
     fn default() -> Self {
         Self(broadcast::Sender::new(BACKLOG))
     }
 }
 
-impl Bell {
-    pub(crate) fn listen(&self) -> Wakes {
-        Wakes(self.0.subscribe())
+impl<T: Clone> Bell<T> {
+    pub(crate) fn listen(&self) -> Words<T> {
+        Words(self.0.subscribe())
     }
 
-    pub(crate) fn ring(&self, wake: Wake) {
+    pub(crate) fn ring(&self, word: T) {
         // An error says that nobody listens.
-        let _ = self.0.send(Some(wake));
+        let _ = self.0.send(Some(word));
     }
 
     /// Words may have been missed.

@@ -19,6 +19,7 @@
 pub mod access;
 mod allowance;
 mod bell;
+mod letters;
 mod column;
 mod error;
 mod figures;
@@ -32,7 +33,8 @@ mod supervision;
 pub mod workflows;
 
 pub use access::Access;
-pub use bell::{Wake, Wakes};
+pub use bell::{Mails, Wake, Wakes, Words};
+pub use letters::{DEAD_FOR, DeadLetters, Rejection};
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
 pub use limits::Limits;
@@ -65,6 +67,7 @@ pub trait Store:
     + Registry
     + Supervision
     + Messages
+    + DeadLetters
     + Workflows
     + Access
     + Figures
@@ -79,6 +82,7 @@ impl<T> Store for T where
         + Registry
         + Supervision
         + Messages
+        + DeadLetters
         + Workflows
         + Access
         + Figures
@@ -251,6 +255,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Tells of tasks that become ready, in this process and, with PostgreSQL, in all.
     fn wakes(&self) -> Wakes;
+
+    /// Tells of messages that came into mailboxes, in this process and, with PostgreSQL, in all.
+    fn mails(&self) -> Mails;
 
     /// Workflows to which something happened just now in this process, for whoever advances
     /// them at once.

@@ -348,6 +348,9 @@ async fn an_agent_is_itself_alone() {
         from: None,
         kind: "note".to_owned(),
         body: Payload::from_text("hello"),
+        reply_to: None,
+        in_reply_to: None,
+        ttl: None,
     };
     // What has no sender is from the platform, so that it cannot be made up.
     assert_eq!(refused_with(&mine.send(&[letter.clone()]).await.unwrap_err()).0, 422);

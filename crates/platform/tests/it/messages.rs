@@ -20,6 +20,9 @@ fn message(to: &str, kind: &str) -> NewMessage {
         from: Some(agent("sender")),
         kind: kind.to_owned(),
         body: Payload::from_json("{\"n\": 1.0e2}").unwrap(),
+        reply_to: None,
+        in_reply_to: None,
+        ttl: None,
     }
 }
 

@@ -1,36 +1,44 @@
-//! Tells of tasks that become ready in all processes that use the database.
+//! Tells of tasks that become ready, and of messages, in all processes that use the database.
 //!
 //! One connection beside the pool both listens and notifies. Words are gathered while the last
 //! ones are on their way, so that a flood of tasks costs few notifications; and they are sent
 //! after the commit, outside of it: a transaction that notifies would hold a lock over the whole
 //! server until its commit is on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use resurgam_model::Capability;
+use resurgam_model::{AgentId, Capability};
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::Notification;
 
 use super::PostgresStore;
 use super::connect::{Connected, Host, race};
 use super::tidy::Tidy;
-use crate::bell::Bell;
+use crate::bell::{Bell, Mails};
 use crate::{Wake, Wakes};
 
-/// The channel of the database.
-const LISTEN: &str = "SET synchronous_commit = off; LISTEN resurgam_work";
-const NOTIFY: &str = "SELECT pg_notify('resurgam_work', word) FROM unnest($1::text[]) AS word";
+/// The channels of the database.
+const LISTEN: &str = "SET synchronous_commit = off; LISTEN resurgam_work; LISTEN resurgam_mail";
+const NOTIFY: &str = "SELECT pg_notify($1, word) FROM unnest($2::text[]) AS word";
+const WORK: &str = "resurgam_work";
+const MAIL: &str = "resurgam_mail";
+
+/// Words about more mailboxes than these at once are not worth the way: the others see by
+/// themselves, a little later.
+const MANY: usize = 1024;
 
 /// Waits between attempts to connect.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// The listeners here, and what is to be told elsewhere.
 pub(super) struct Bells {
-    here: Bell,
+    here: Bell<Wake>,
     elsewhere: Mutex<BTreeMap<Capability, u64>>,
+    mail: Bell<AgentId>,
+    mail_elsewhere: Mutex<BTreeSet<AgentId>>,
     /// Told when there is something to tell, and when the bells go away.
     rung: Arc<Notify>,
     started: AtomicBool,
@@ -44,6 +52,8 @@ impl Bells {
         Arc::new(Self {
             here: Bell::default(),
             elsewhere: Mutex::default(),
+            mail: Bell::default(),
+            mail_elsewhere: Mutex::default(),
             rung: Arc::default(),
             started: AtomicBool::new(false),
             hosts,
@@ -71,6 +81,18 @@ impl Bells {
         words.into_iter().map(|(capability, count)| format!("{count} {capability}")).collect()
     }
 
+    fn take_mail(&self) -> Vec<String> {
+        let mut elsewhere = self.mail_elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *elsewhere).iter().map(ToString::to_string).collect()
+    }
+
+    fn hear_mail(&self, word: &str) {
+        match word.parse() {
+            Ok(agent) => self.mail.ring(agent),
+            Err(_) => tracing::warn!("a notification on the channel resurgam_mail is not ours"),
+        }
+    }
+
     fn hear(&self, word: &str) {
         let wake = word.split_once(' ').and_then(|(count, capability)| {
             Some(Wake { capability: capability.parse().ok()?, count: count.parse().ok()? })
@@ -92,6 +114,30 @@ impl PostgresStore {
     pub(super) fn listen(&self) -> Wakes {
         self.bells.start();
         self.bells.here.listen()
+    }
+
+    pub(super) fn listen_to_mail(&self) -> Mails {
+        self.bells.start();
+        self.bells.mail.listen()
+    }
+
+    /// Tells these agents of messages.
+    pub(super) fn ring_mail(&self, agents: BTreeSet<AgentId>) {
+        if agents.is_empty() {
+            return;
+        }
+        self.bells.start();
+        {
+            let elsewhere = &self.bells.mail_elsewhere;
+            let mut elsewhere = elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+            if elsewhere.len() + agents.len() <= MANY {
+                elsewhere.extend(agents.iter().cloned());
+            }
+        }
+        for agent in agents {
+            self.bells.mail.ring(agent);
+        }
+        self.bells.rung.notify_one();
     }
 
     /// Tells that tasks have become ready.
@@ -142,19 +188,27 @@ async fn serve(
     let notify = client.prepare(NOTIFY).await?;
     if let Some(bells) = bells.upgrade() {
         bells.here.ring_for_all();
+        bells.mail.ring_for_all();
     }
     loop {
         tokio::select! {
             () = rung.notified() => {
-                let Some(words) = bells.upgrade().map(|bells| bells.take()) else { return Ok(()) };
-                if !words.is_empty() {
-                    client.execute(&notify, &[&words]).await?;
+                let taken = bells.upgrade().map(|bells| [bells.take(), bells.take_mail()]);
+                let Some(taken) = taken else { return Ok(()) };
+                for (channel, words) in [WORK, MAIL].iter().zip(taken) {
+                    if !words.is_empty() {
+                        client.execute(&notify, &[channel, &words]).await?;
+                    }
                 }
             }
             word = told.recv() => {
                 let (Some(word), Some(bells)) = (word, bells.upgrade()) else { return Ok(()) };
-                if word.process_id() != myself {
-                    bells.hear(word.payload());
+                if word.process_id() == myself {
+                    continue;
+                }
+                match word.channel() {
+                    MAIL => bells.hear_mail(word.payload()),
+                    _ => bells.hear(word.payload()),
                 }
             }
         }

@@ -19,11 +19,12 @@ use resurgam_model::{AgentId, MessageId};
 use tokio_postgres::Row;
 
 use super::{PostgresStore, get};
-use crate::column::{REMEMBER, micros, parsed, parsed_if, payload, time};
+use crate::column::{REMEMBER, micros, millis, parsed, parsed_if, payload, time, time_if};
 use crate::{Messages, Result};
 
 /// Two common table expressions, `locks` and `told`, that put the rows of the one named into the
-/// mailboxes: it must have the columns id, topic, recipient, sender, kind, body and n, the order.
+/// mailboxes: it must have the columns id, topic, recipient, sender, kind, body, reply_to,
+/// in_reply_to, ttl_ms and n, the order.
 macro_rules! deliver {
     ($letters:literal) => {
         concat!(
@@ -35,8 +36,10 @@ macro_rules! deliver {
             " ORDER BY 1
                 ) AS mailboxes
             ), told AS (
-                INSERT INTO messages (id, topic, recipient, sender, kind, body, created_at)
-                SELECT id, topic, recipient, sender, kind, body, clock_timestamp()
+                INSERT INTO messages (id, topic, recipient, sender, kind, body, reply_to,
+                    in_reply_to, created_at, expires_at)
+                SELECT id, topic, recipient, sender, kind, body, reply_to, in_reply_to,
+                    clock_timestamp(), clock_timestamp() + ttl_ms * interval '1 millisecond'
                 -- Counting makes sure that all locks are held before the first number is taken.
                 FROM (SELECT count(*) FROM locks) AS held, ",
             $letters,
@@ -47,6 +50,15 @@ macro_rules! deliver {
     };
 }
 pub(super) use deliver;
+
+/// What [`read_message`] reads.
+macro_rules! message_columns {
+    () => {
+        "sequence, id, topic, recipient, sender, kind, body, reply_to, in_reply_to, rejections,
+         (extract(epoch FROM created_at) * 1000000)::bigint AS created_at,
+         (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_at"
+    };
+}
 
 #[async_trait]
 impl Messages for PostgresStore {
@@ -60,16 +72,37 @@ impl Messages for PostgresStore {
         let from: Vec<_> = messages.iter().map(|m| m.from.as_ref().map(AgentId::as_str)).collect();
         let kinds: Vec<_> = messages.iter().map(|m| m.kind.as_str()).collect();
         let bodies: Vec<_> = messages.iter().map(|m| m.body.json()).collect();
+        let reply_to: Vec<_> =
+            messages.iter().map(|m| m.reply_to.as_ref().map(AgentId::as_str)).collect();
+        let in_reply_to: Vec<_> = messages.iter().map(|m| m.in_reply_to.map(|id| id.0)).collect();
+        let ttls: Vec<_> = messages.iter().map(|m| m.ttl.map(millis)).collect();
         let sql = concat!(
             "WITH letters AS MATERIALIZED (
-                SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[],
-                                     $6::text[])
-                    WITH ORDINALITY AS l (id, topic, recipient, sender, kind, body, n)
+                SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                            $7::text[], $8::uuid[], $9::bigint[])
+                    WITH ORDINALITY AS l (id, topic, recipient, sender, kind, body, reply_to,
+                                          in_reply_to, ttl_ms, n)
             ), ",
             deliver!("letters"),
             " SELECT 1"
         );
-        self.query("send messages", sql, &[&ids, &topics, &to, &from, &kinds, &bodies]).await?;
+        self.query(
+                "send messages",
+                sql,
+                &[
+                    &ids,
+                    &topics,
+                    &to,
+                    &from,
+                    &kinds,
+                    &bodies,
+                    &reply_to,
+                    &in_reply_to,
+                    &ttls,
+                ],
+            )
+            .await?;
+        self.ring_mail(messages.iter().map(|message| message.to.clone()).collect());
         Ok(())
     }
 
@@ -79,11 +112,14 @@ impl Messages for PostgresStore {
         after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<Message>> {
-        let sql = "SELECT sequence, id, topic, recipient, sender, kind, body,
-                 (extract(epoch FROM created_at) * 1000000)::bigint AS created_at
-             FROM messages
+        let sql = concat!(
+            "SELECT ",
+            message_columns!(),
+            " FROM messages
              WHERE recipient = $1 AND sequence > $2 AND acknowledged_at IS NULL
-             ORDER BY sequence LIMIT $3";
+               AND (expires_at IS NULL OR expires_at > clock_timestamp())
+             ORDER BY sequence LIMIT $3"
+        );
         let (after, limit) = (after.unwrap_or(i64::MIN), i64::from(limit));
         let rows = self.query("read a mailbox", sql, &[&agent.as_str(), &after, &limit]).await?;
         rows.iter().map(read_message).collect()
@@ -114,7 +150,8 @@ impl Messages for PostgresStore {
     }
 }
 
-fn read_message(row: &Row) -> Result<Message> {
+/// A row with the columns of [`message_columns`].
+pub(super) fn read_message(row: &Row) -> Result<Message> {
     Ok(Message {
         sequence: get(row, "sequence")?,
         id: MessageId(get(row, "id")?),
@@ -123,6 +160,10 @@ fn read_message(row: &Row) -> Result<Message> {
         from: parsed_if(get(row, "sender")?)?,
         kind: get(row, "kind")?,
         body: payload(get(row, "body")?)?,
+        reply_to: parsed_if(get(row, "reply_to")?)?,
+        in_reply_to: get::<Option<_>>(row, "in_reply_to")?.map(MessageId),
         created_at: time(get(row, "created_at")?)?,
+        expires_at: time_if(get(row, "expires_at")?)?,
+        rejections: get::<i32>(row, "rejections")?.unsigned_abs(),
     })
 }

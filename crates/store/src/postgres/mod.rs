@@ -16,6 +16,7 @@ mod ends;
 mod failing;
 mod figures;
 mod finish;
+mod letters;
 mod limits;
 mod lookup;
 mod messages;
@@ -48,6 +49,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use self::connect::{Host, Race};
+use crate::bell::Mails;
 use crate::workflows::{Definitions, Moved};
 use crate::{Admin, Check, Error, Meters, Result, Wakes};
 
@@ -175,6 +177,10 @@ impl Admin for PostgresStore {
 
     fn wakes(&self) -> Wakes {
         self.listen()
+    }
+
+    fn mails(&self) -> Mails {
+        self.listen_to_mail()
     }
 
     fn kind(&self) -> &'static str {

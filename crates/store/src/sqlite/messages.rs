@@ -4,24 +4,27 @@
 //! so a receiver that goes on after the last number it saw misses nothing.
 
 use async_trait::async_trait;
-use resurgam_model::message::{DEFAULT_TOPIC, Message, NewMessage};
-use resurgam_model::{AgentId, MessageId};
+use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::{AgentId, MessageId, Payload};
 use rusqlite::{Connection, Row, params};
+use uuid::Uuid;
 
 use super::fault::Fault;
 use super::{SqliteStore, get, id, now};
-use crate::column::{REMEMBER, micros, parsed, parsed_if, payload, time};
-use crate::{Messages, Result};
+use crate::column::{REMEMBER, micros, parsed, parsed_if, payload, time, time_if};
+use crate::{Error, Messages, Result};
 
 #[async_trait]
 impl Messages for SqliteStore {
     async fn send(&self, messages: &[NewMessage]) -> Result<()> {
-        let messages = messages.to_vec();
+        let letters = messages.to_vec();
         let request = move |c: &Connection| {
             let now = now();
-            messages.iter().try_for_each(|message| insert(c, message, now))
+            letters.iter().try_for_each(|message| insert(c, message, now))
         };
-        self.writer.run("send messages", request).await
+        self.writer.run("send messages", request).await?;
+        self.ring_mail(messages.iter().map(|message| message.to.clone()));
+        Ok(())
     }
 
     async fn receive(
@@ -35,9 +38,11 @@ impl Messages for SqliteStore {
             let mut statement = c.prepare_cached(
                 "SELECT * FROM messages
                  WHERE recipient = ?1 AND sequence > ?2 AND acknowledged_at IS NULL
+                   AND (expires_at IS NULL OR expires_at > ?4)
                  ORDER BY sequence LIMIT ?3",
             )?;
-            let mut rows = statement.query((agent.as_str(), after.unwrap_or(i64::MIN), limit))?;
+            let after = after.unwrap_or(i64::MIN);
+            let mut rows = statement.query((agent.as_str(), after, limit, now()))?;
             let mut messages = Vec::new();
             while let Some(row) = rows.next()? {
                 messages.push(read_message(row)?);
@@ -61,28 +66,32 @@ pub(super) fn reply(
     body: &str,
     now: i64,
 ) -> Result<(), Fault> {
-    insert_raw(c, MessageId::new(), DEFAULT_TOPIC, (to, None), (kind, body), now)
+    let body = Payload::from_json(body).map_err(|error| Error::Corrupt(error.to_string()))?;
+    insert(c, &NewMessage { body, ..NewMessage::new(to.clone(), kind) }, now)
 }
 
-fn insert(c: &Connection, message: &NewMessage, now: i64) -> Result<(), Fault> {
-    let way = (&message.to, message.from.as_ref());
-    insert_raw(c, message.id, &message.topic, way, (&message.kind, message.body.json()), now)
-}
-
-fn insert_raw(
+fn insert(
     c: &Connection,
-    id: MessageId,
-    topic: &str,
-    (to, from): (&AgentId, Option<&AgentId>),
-    (kind, body): (&str, &str),
+    message: &NewMessage,
     now: i64,
 ) -> Result<(), Fault> {
     let mut statement = c.prepare_cached(
-        "INSERT INTO messages (id, topic, recipient, sender, kind, body, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO messages (id, topic, recipient, sender, kind, body, reply_to, in_reply_to,
+             created_at, expires_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (id) DO NOTHING",
     )?;
-    let from = from.map(AgentId::as_str);
-    statement.execute(params![id.0.as_bytes(), topic, to.as_str(), from, kind, body, now])?;
+    statement.execute(params![
+        message.id.0.as_bytes(),
+        message.topic,
+        message.to.as_str(),
+        message.from.as_ref().map(AgentId::as_str),
+        message.kind,
+        message.body.json(),
+        message.reply_to.as_ref().map(AgentId::as_str),
+        message.in_reply_to.as_ref().map(|id| id.0.as_bytes()),
+        now,
+        message.ttl.map(|ttl| now.saturating_add(micros(ttl))),
+    ])?;
     Ok(())
 }
 
@@ -115,6 +124,11 @@ fn read_message(row: &Row<'_>) -> Result<Message, Fault> {
         from: parsed_if(get::<Option<String>>(row, "sender")?.as_deref())?,
         kind: get(row, "kind")?,
         body: payload(get(row, "body")?)?,
+        reply_to: parsed_if(get::<Option<String>>(row, "reply_to")?.as_deref())?,
+        in_reply_to: get::<Option<[u8; 16]>>(row, "in_reply_to")?
+            .map(|id| MessageId(Uuid::from_bytes(id))),
         created_at: time(get(row, "created_at")?)?,
+        expires_at: time_if(get(row, "expires_at")?)?,
+        rejections: get(row, "rejections")?,
     })
 }

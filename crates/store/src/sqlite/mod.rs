@@ -12,6 +12,7 @@ mod ends;
 mod failing;
 mod fault;
 mod figures;
+mod letters;
 mod limits;
 mod lookup;
 mod messages;
@@ -32,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use resurgam_model::Timestamp;
+use resurgam_model::{AgentId, Timestamp};
 use rusqlite::Row;
 use rusqlite::types::FromSql;
 use uuid::Uuid;
@@ -40,9 +41,9 @@ use uuid::Uuid;
 use self::fault::Fault;
 use self::readers::Readers;
 use self::writer::Writer;
-use crate::bell::Bell;
+use crate::bell::{Bell, Mails};
 use crate::workflows::{Definitions, Moved};
-use crate::{Admin, Check, Error, Meters, Result, Wakes};
+use crate::{Admin, Check, Error, Meters, Result, Wake, Wakes};
 
 /// A store in a SQLite file.
 pub struct SqliteStore {
@@ -50,7 +51,8 @@ pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
     meters: Arc<Meters>,
-    bell: Bell,
+    bell: Bell<Wake>,
+    mail: Bell<AgentId>,
     /// Workflows to which something happened in this process.
     moved: Moved,
     definitions: Arc<Definitions>,
@@ -72,9 +74,19 @@ impl SqliteStore {
             readers: Readers::new(path, Arc::clone(&meters)),
             meters,
             bell: Bell::default(),
+            mail: Bell::default(),
             moved: Moved::default(),
             definitions: Arc::default(),
         })
+    }
+}
+
+impl SqliteStore {
+    /// Tells of messages.
+    fn ring_mail(&self, mails: impl IntoIterator<Item = AgentId>) {
+        for mail in mails {
+            self.mail.ring(mail);
+        }
     }
 }
 
@@ -117,6 +129,10 @@ impl Admin for SqliteStore {
 
     fn wakes(&self) -> Wakes {
         self.bell.listen()
+    }
+
+    fn mails(&self) -> Mails {
+        self.mail.listen()
     }
 
     fn kind(&self) -> &'static str {

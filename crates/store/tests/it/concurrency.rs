@@ -146,6 +146,9 @@ async fn a_receiver_that_goes_on_after_the_last_number_misses_nothing(store: Fix
                     from: None,
                     kind: "k".to_owned(),
                     body: Payload::from_text(&format!("{sender} {n}")),
+                    reply_to: None,
+                    in_reply_to: None,
+                    ttl: None,
                 };
                 // Both mailboxes in one call, in either order.
                 let mut letters = [letter("a"), letter("b")];
