@@ -128,6 +128,22 @@ def test_messages_are_sent_read_and_acknowledged(client: Client) -> None:
     assert client.receive("writer-1") == []
 
 
+def test_messages_are_answered_and_rejected(client: Client) -> None:
+    asked = client.send("oracle", "question", sender="me", reply_to="me", ttl=60.0)
+    (question,) = client.receive("oracle", wait=5)
+    assert (question.id, question.reply_to, question.rejections) == (asked, "me", 0)
+    assert question.expires_at is not None and question.expires_at > question.created_at
+    client.send("me", "answer", 42, in_reply_to=question.id)
+    (answer,) = client.receive("me", wait=5)
+    assert (answer.in_reply_to, answer.body, answer.expires_at) == (asked, 42, None)
+    assert client.reject("oracle", [question], "unclear") == 0
+    (again,) = client.receive("oracle")
+    assert (again.id, again.rejections) == (asked, 1)
+    assert client.reject("oracle", [again], "never", at_once=True) == 1
+    assert client.reject("oracle", [], "nothing") == 0
+    assert client.receive("oracle") == []
+
+
 def test_agents_are_listed_and_drained(client: Client) -> None:
     for number in range(3):
         instance = f"0198c0de-0000-7000-8000-00000000000{number}"

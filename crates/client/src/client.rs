@@ -11,13 +11,13 @@ use resurgam_model::agent::{
     Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, Heartbeat, Registration,
 };
 use resurgam_model::limit::Limit;
-use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::message::{DeadLetter, Message, NewMessage};
 use resurgam_model::schedule::{NewSchedule, Schedule};
 use resurgam_model::stuck::StuckTask;
 use resurgam_model::task::{
     Claim, Completion, Failure, Lease, LeaseRef, NewTask, Outcome, Submitted, Task, TaskQuery,
 };
-use resurgam_model::{AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId};
+use resurgam_model::{AgentId, Capability, Duration, InstanceId, MessageId, ScheduleName, TaskId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -384,6 +384,77 @@ impl Client {
         let url = self.url("mailbox/acknowledge", &[])?;
         let body = wire::Acknowledgement { agent: agent.clone(), sequences: sequences.to_vec() };
         self.exchange(Method::POST, url, Some(&body), Duration::default()).await.map(drop)
+    }
+
+    /// Says that an agent can do nothing with messages of its mailbox. They come again, until they
+    /// were rejected so often that they are dead letters; `at_once` they are that now. Answers how
+    /// many became one.
+    pub async fn reject_messages(
+        &self,
+        agent: &AgentId,
+        sequences: &[i64],
+        reason: &str,
+        at_once: bool,
+    ) -> Result<u64> {
+        let url = self.url("mailbox/reject", &[])?;
+        let body = wire::MailRejection {
+            agent: agent.clone(),
+            sequences: sequences.to_vec(),
+            reason: reason.to_owned(),
+            at_once,
+        };
+        let answer: wire::Rejected =
+            self.call(Method::POST, url, Some(&body), Duration::default()).await?;
+        Ok(answer.dead)
+    }
+
+    /// Sends a message and waits up to `wait` for a message that answers it: one in the mailbox of
+    /// `message.reply_to` whose `in_reply_to` is its id. The answer is taken out of the mailbox,
+    /// all else stays there. `None` when no answer came in time; it may still come.
+    ///
+    /// # Errors
+    /// As [`Self::send`] and [`Self::receive`]. A message without `reply_to` is not sent:
+    /// [`Error::NoReplyTo`].
+    pub async fn request(&self, message: &NewMessage, wait: Duration) -> Result<Option<Message>> {
+        let mailbox = message.reply_to.clone().ok_or(Error::NoReplyTo)?;
+        self.send(std::slice::from_ref(message)).await?;
+        let until = tokio::time::Instant::now() + wait.0;
+        let mut after = None;
+        loop {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            let patience = Duration(left.min(wire::MAX_WAIT.0));
+            let came = self.receive(&mailbox, after, 1000, patience).await?;
+            let answer = came.iter().find(|one| one.in_reply_to == Some(message.id));
+            if let Some(answer) = answer {
+                self.acknowledge(&mailbox, &[answer.sequence]).await?;
+                return Ok(Some(answer.clone()));
+            }
+            after = came.last().map(|last| last.sequence).or(after);
+            if left.is_zero() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Messages that were not delivered, the newest first, at most `limit`.
+    pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>> {
+        let limit = [("limit", limit.to_string())];
+        let answer: wire::DeadLetterList<_> = self.get("dead-letters", &limit).await?;
+        Ok(answer.letters)
+    }
+
+    /// Sends a dead letter again, under a new id, which it answers. `None` when there is no such
+    /// letter.
+    pub async fn resend_letter(&self, id: MessageId) -> Result<Option<MessageId>> {
+        let url = self.url(&format!("dead-letters/{id}/resend"), &[])?;
+        let answer = self.call::<wire::Resent, ()>(Method::POST, url, None, Duration::default());
+        Ok(found(answer.await)?.map(|resent| resent.id))
+    }
+
+    /// Forgets a dead letter. False if there is no such letter.
+    pub async fn forget_letter(&self, id: MessageId) -> Result<bool> {
+        let url = self.url(&format!("dead-letters/{id}"), &[])?;
+        removed(self.exchange::<()>(Method::DELETE, url, None, Duration::default()).await)
     }
 
     /// Whether the process is alive; says nothing about its store.

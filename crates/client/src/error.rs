@@ -16,6 +16,9 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A message that is to be answered does not say where the answer goes.
+    #[error("the message names no mailbox for its answer; set reply_to")]
+    NoReplyTo,
     /// An option of the client cannot be used.
     #[error("{what} cannot be used: {why}")]
     Option {
@@ -64,7 +67,7 @@ impl Error {
             Self::Unreachable { .. } | Self::Timeout { .. } => true,
             Self::Refused(problem) => problem.is_transient(),
             Self::Unreadable { status, .. } => matches!(status, 429 | 502 | 503 | 504),
-            Self::Url { .. } | Self::Option { .. } | Self::Unsendable(_) => false,
+            Self::NoReplyTo | Self::Url { .. } | Self::Option { .. } | Self::Unsendable(_) => false,
         }
     }
 

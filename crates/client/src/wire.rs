@@ -12,13 +12,16 @@ use resurgam_model::pool::Demand;
 use resurgam_model::schema::{Key, Text};
 use resurgam_model::stuck::StuckTask;
 use resurgam_model::task::{Change, Claim, LeaseRef, TaskCounts, TaskState};
-use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, Role, TaskId};
+use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, MessageId, Role, TaskId};
 use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// The most items in one request.
 pub const MAX_ITEMS: usize = 1000;
+
+/// The longest wait that the platform grants a request.
+pub const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// The most tasks in one claim.
 pub const MAX_CLAIM: u32 = 256;
@@ -68,6 +71,8 @@ lists! {
     DefinitionList definitions;
     /// What `GET /mailbox` answers.
     MessageList messages;
+    /// What `GET /dead-letters` answers.
+    DeadLetterList letters;
     /// What `GET /limits` answers.
     LimitList limits;
     /// What `GET /schedules` answers.
@@ -363,6 +368,37 @@ pub struct Acknowledgement {
     /// The sequence numbers of what was read.
     #[schemars(length(max = MAX_ITEMS))]
     pub sequences: Vec<i64>,
+}
+
+/// `POST /mailbox/reject`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MailRejection {
+    /// Whose mailbox.
+    pub agent: AgentId,
+    /// The sequence numbers of what the agent can do nothing with.
+    #[schemars(length(max = MAX_ITEMS))]
+    pub sequences: Vec<i64>,
+    /// Why, for people.
+    #[schemars(with = "Text")]
+    pub reason: String,
+    /// Whether to try again is of no use: they are dead letters at once.
+    #[serde(default)]
+    pub at_once: bool,
+}
+
+/// What `POST /mailbox/reject` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Rejected {
+    /// How many of the messages are dead letters now. The others come again.
+    pub dead: u64,
+}
+
+/// What `POST /dead-letters/{id}/resend` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Resent {
+    /// The new message.
+    pub id: MessageId,
 }
 
 /// What `GET /tasks/pending` answers.

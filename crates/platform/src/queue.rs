@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use resurgam_client::chain;
 use resurgam_model::Timestamp;
+use resurgam_store::Mails;
 use tokio::time::Instant;
 
 use crate::api::App;
@@ -32,6 +33,16 @@ pub(crate) async fn wake(app: Arc<App>) {
                 app.claims.wake(&wake.capability, count);
             }
             None => app.claims.recheck(),
+        }
+    }
+}
+
+/// Wakes those who wait for messages, whichever process sent these; runs until dropped.
+pub(crate) async fn wake_readers(app: Arc<App>, mut mails: Mails) {
+    loop {
+        match mails.next().await {
+            Some(agent) => app.readers.wake(&agent, usize::MAX),
+            None => app.readers.recheck(),
         }
     }
 }
@@ -87,6 +98,10 @@ async fn due(app: &App, purge_at: &mut Instant) -> resurgam_store::Result<Option
         }
         if forgotten > 0 {
             tracing::debug!(forgotten, "old tasks were forgotten");
+        }
+        let expired = app.store.expire_messages(BATCH).await?;
+        if expired > 0 {
+            tracing::warn!(expired, "messages that nobody read in time became dead letters");
         }
         *purge_at = Instant::now() + PURGE_EVERY;
     }

@@ -336,6 +336,8 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
         }
         tokio::time::sleep(backoff.next_delay().unwrap_or(patience.max.0)).await;
     }
+    // Before anybody can send: nothing may come unheard in between.
+    let mails = app.store.mails();
     schema.send_replace(Schema::Ready);
     tracing::info!(store = app.store.kind(), "the database is ready");
 
@@ -346,6 +348,7 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     }
     if app.plays(Role::Api) {
         loops.spawn(queue::wake(Arc::clone(&app)));
+        loops.spawn(queue::wake_readers(Arc::clone(&app), mails));
     }
     if app.plays(Role::Api) || app.plays(Role::Supervisor) {
         loops.spawn(queue::keep(Arc::clone(&app)));

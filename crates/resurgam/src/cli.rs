@@ -64,6 +64,7 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     Task(commands::task::TaskArgs),
     Limit(commands::limit::LimitArgs),
+    Message(commands::message::MessageArgs),
     Schedule(commands::schedule::ScheduleArgs),
     Token(commands::token::TokenArgs),
     AuditLog(commands::audit_log::AuditLogArgs),

@@ -78,6 +78,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Task(args) => commands::task::run(args).await,
         Command::Limit(args) => commands::limit::run(args).await,
+        Command::Message(args) => commands::message::run(args).await,
         Command::Schedule(args) => commands::schedule::run(args).await,
         Command::Token(args) => commands::token::run(args).await,
         Command::Audit(args) => commands::audit::run(args).await,

@@ -19,10 +19,10 @@
 pub mod access;
 mod allowance;
 mod bell;
-mod letters;
 mod column;
 mod error;
 mod figures;
+mod letters;
 mod limits;
 mod meters;
 pub mod postgres;
@@ -34,9 +34,9 @@ pub mod workflows;
 
 pub use access::Access;
 pub use bell::{Mails, Wake, Wakes, Words};
-pub use letters::{DEAD_FOR, DeadLetters, Rejection};
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
+pub use letters::{DEAD_FOR, DeadLetters, Rejection};
 pub use limits::Limits;
 pub use meters::Meters;
 pub use registry::{Expired, FAILING_AFTER, FAILING_FOR, Order, Registered, Registry};

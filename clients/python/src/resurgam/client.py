@@ -406,8 +406,13 @@ class Client:
         sender: Optional[str] = None,
         topic: Optional[str] = None,
         id: Optional[str] = None,
+        reply_to: Optional[str] = None,
+        in_reply_to: Optional[str] = None,
+        ttl: Optional[float] = None,
     ) -> str:
         """Sends a message and gives its id. The same id again changes nothing.
+
+        ``ttl`` is how many seconds it is of use; then it becomes a dead letter.
 
         >>> client.send("writer-1", "note", {"text": "thank you"})     # doctest: +SKIP
         """
@@ -421,6 +426,12 @@ class Client:
             message["from"] = sender
         if topic is not None:
             message["topic"] = topic
+        if reply_to is not None:
+            message["reply_to"] = reply_to
+        if in_reply_to is not None:
+            message["in_reply_to"] = in_reply_to
+        if ttl is not None:
+            message["ttl"] = length_text(ttl)
         self.request("POST", "/messages", {"messages": [message]})
         given: str = message["id"]
         return given
@@ -451,6 +462,21 @@ class Client:
         if sequences:
             body = {"agent": agent, "sequences": sequences}
             self.request("POST", "/mailbox/acknowledge", body)
+
+    def reject(
+        self, agent: str, messages: Iterable[Message], reason: str, *, at_once: bool = False
+    ) -> int:
+        """Says that an agent can do nothing with messages of its mailbox.
+
+        They come again, until they were rejected so often that they are dead letters;
+        ``at_once`` they are that now. Gives how many became one.
+        """
+        sequences = [message.sequence for message in messages]
+        if not sequences:
+            return 0
+        body = {"agent": agent, "sequences": sequences, "reason": reason, "at_once": at_once}
+        dead: int = self.request("POST", "/mailbox/reject", body)["dead"]
+        return dead
 
     # The process itself
 

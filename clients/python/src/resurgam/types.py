@@ -304,6 +304,14 @@ class Message:
     kind: str
     body: Json
     created_at: datetime
+    #: Whose mailbox an answer is for.
+    reply_to: Optional[str] = None
+    #: The id of the message that this one answers.
+    in_reply_to: Optional[str] = None
+    #: From when on it is of no use.
+    expires_at: Optional[datetime] = None
+    #: How often its receiver has rejected it.
+    rejections: int = 0
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> Message:
@@ -317,6 +325,10 @@ class Message:
             value["kind"],
             value["body"],
             moment(value["created_at"]),
+            value.get("reply_to"),
+            value.get("in_reply_to"),
+            moment(value["expires_at"]) if value.get("expires_at") else None,
+            value.get("rejections", 0),
         )
 
 

@@ -254,5 +254,5 @@ pub(super) fn wait(wait: Duration) -> StdDuration {
     if wait.0 > StdDuration::ZERO {
         super::observe::this_request_waits();
     }
-    wait.min(super::MAX_WAIT).0
+    wait.min(resurgam_client::wire::MAX_WAIT).0
 }

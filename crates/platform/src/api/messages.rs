@@ -1,18 +1,22 @@
-//! `/messages` and `/mailbox`: the bus.
+//! `/messages`, `/mailbox` and `/dead-letters`: the bus.
 
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::NoContent;
-use resurgam_client::wire::{Acknowledgement, MessageBatch, MessageList};
-use resurgam_model::message::{Message, NewMessage};
-use resurgam_model::{AgentId, Duration};
+use resurgam_client::problem::code;
+use resurgam_client::wire::{
+    Acknowledgement, DeadLetterList, MailRejection, MessageBatch, MessageList, Rejected, Resent,
+};
+use resurgam_model::message::{DeadLetter, Message, NewMessage};
+use resurgam_model::{AgentId, Duration, MessageId};
+use resurgam_store::Rejection;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::access::Caller;
-use super::body::{Json, Parameters};
+use super::body::{Json, Parameters, PathId};
 use super::route::Route;
 use super::{Shared, check};
 use crate::problem::Problem;
@@ -27,6 +31,21 @@ pub(super) fn routes() -> Vec<Route> {
             .about("Reads a mailbox, oldest message first")
             .details("Messages stay until they are acknowledged."),
         Route::post("/mailbox/acknowledge", acknowledge).about("Takes messages out of a mailbox"),
+        Route::post("/mailbox/reject", reject)
+            .about("Says that an agent can do nothing with messages of its mailbox")
+            .details(
+                "They come again, until they were rejected five times: then they are dead \
+                 letters.",
+            ),
+        Route::get("/dead-letters", dead_letters)
+            .about("Messages that were not delivered, the newest first")
+            .details("They are kept for 30 days."),
+        Route::post("/dead-letters/{id}/resend", resend)
+            .about("Sends a dead letter again, under a new id")
+            .fails(&[code::NOT_FOUND]),
+        Route::delete("/dead-letters/{id}", forget)
+            .about("Forgets a dead letter")
+            .fails(&[code::NOT_FOUND]),
     ]
 }
 
@@ -40,8 +59,8 @@ pub(super) async fn send(
         let field = format_args!("messages[{index}].from");
         caller.may_send_as(field, message.from.as_ref())?;
     }
+    // The store tells the readers.
     app.bus.send(&messages).await?;
-    messages.iter().for_each(|message| app.readers.wake(&message.to, usize::MAX));
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -98,4 +117,64 @@ pub(super) async fn acknowledge(
     caller.may_act_as(&agent)?;
     app.bus.acknowledge(&agent, &sequences).await?;
     Ok(NoContent)
+}
+
+/// A message that was rejected so often is a dead letter: enough for what is wrong only now and
+/// then, and not enough to hold up what is behind it for long.
+const MAX_TRIES: u32 = 5;
+
+pub(super) async fn reject(
+    State(app): Shared,
+    caller: Caller,
+    Json(rejection): Json<MailRejection>,
+) -> Result<Answer<Rejected>, Problem> {
+    check::count("sequences", rejection.sequences.len())?;
+    check::text("reason", &rejection.reason)?;
+    caller.may_act_as(&rejection.agent)?;
+    let MailRejection { agent, sequences, reason, at_once } = rejection;
+    let rejection = Rejection { reason, max_tries: if at_once { 1 } else { MAX_TRIES } };
+    let dead = app.store.reject(&agent, &sequences, &rejection).await?;
+    if dead > 0 {
+        tracing::warn!(%agent, dead, reason = rejection.reason, "messages became dead letters");
+    }
+    Ok(Answer(Rejected { dead }))
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listing {
+    /// At most so many; 1000 is the most.
+    #[serde(default = "hundred")]
+    limit: u32,
+}
+
+pub(super) async fn dead_letters(
+    State(app): Shared,
+    Parameters(listing): Parameters<Listing>,
+) -> Result<Answer<DeadLetterList<Vec<DeadLetter>>>, Problem> {
+    let limit = match listing.limit {
+        0 => hundred(),
+        limit => limit.min(check::MAX_ITEMS as u32),
+    };
+    Ok(Answer(DeadLetterList { letters: app.store.dead_letters(limit).await? }))
+}
+
+fn no_letter(id: MessageId) -> Problem {
+    Problem::not_found(format!("there is no dead letter {id}"))
+}
+
+pub(super) async fn resend(
+    State(app): Shared,
+    PathId(id): PathId<MessageId>,
+) -> Result<Answer<Resent>, Problem> {
+    let resent = app.store.revive(id).await?.ok_or_else(|| no_letter(id))?;
+    tracing::info!(letter = %id, message = %resent, "a dead letter was sent again");
+    Ok(Answer(Resent { id: resent }))
+}
+
+pub(super) async fn forget(
+    State(app): Shared,
+    PathId(id): PathId<MessageId>,
+) -> Result<NoContent, Problem> {
+    if app.store.forget_letter(id).await? { Ok(NoContent) } else { Err(no_letter(id)) }
 }

@@ -7,9 +7,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use resurgam_client::wire::MAX_WAIT;
 use resurgam_model::access::AccessMode;
 
-use super::{App, MAX_WAIT, Schema, access};
+use super::{App, Schema, access};
 use crate::problem::Problem;
 
 /// Refuses what must not come in, and bounds the time of a request.

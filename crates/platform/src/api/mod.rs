@@ -20,7 +20,8 @@
 //! | `GET /pool?capability=&concurrency=&drain_within=` | how many workers tasks need |
 //! | `POST /messages` | send messages |
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
-//! | `POST /mailbox/acknowledge` | take messages out of a mailbox |
+//! | `POST /mailbox/acknowledge`, `/reject` | take messages out of a mailbox, or say that they are of no use |
+//! | `GET /dead-letters?limit=`, `POST /dead-letters/{id}/resend`, `DELETE /dead-letters/{id}` | what was not delivered |
 //! | `GET /metrics` | figures for Prometheus |
 //! | `GET /openapi.json` | the description of all this for programs |
 //! | `GET /tokens?after=&limit=`, `POST /tokens`, `DELETE /tokens/{id}` | who may come in |
@@ -66,7 +67,7 @@ use axum::routing::MethodRouter;
 use resurgam_bus::Bus;
 use resurgam_client::Client;
 use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
-use resurgam_model::{AgentId, Capability, Duration, Role, TaskId};
+use resurgam_model::{AgentId, Capability, Role, TaskId};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
 
@@ -78,9 +79,6 @@ use crate::problem::Problem;
 use crate::serve::ServeSettings;
 use crate::streams::Streams;
 use crate::waiting::Waiting;
-
-/// The longest wait for a task or a message.
-const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// What the handlers share.
 pub(crate) struct App {

@@ -12,7 +12,7 @@ use resurgam_model::agent::{
     Agent, AgentPage, AgentQuery, Heartbeat, HeartbeatTerms, Registration,
 };
 use resurgam_model::limit::Limit;
-use resurgam_model::message::{Message, NewMessage};
+use resurgam_model::message::{DeadLetter, Message, NewMessage};
 use resurgam_model::pool::Demand;
 use resurgam_model::schedule::{NewSchedule, Schedule};
 use resurgam_model::stuck::{LongRunning, Usual};
@@ -25,16 +25,17 @@ use resurgam_model::workflow::{
     WorkflowStepView,
 };
 use resurgam_model::{
-    AgentId, Capability, Duration, InstanceId, ScheduleName, TaskId, Timestamp, TokenId, WorkflowId,
+    AgentId, Capability, Duration, InstanceId, MessageId, ScheduleName, TaskId, Timestamp, TokenId,
+    WorkflowId,
 };
 use resurgam_store::access::LeaseStanding;
 use resurgam_store::workflows::{
     Advanced, ChangedWorkflow, Checkpoint, Defined, Moved, NewWorkflow, Restored, Told,
 };
 use resurgam_store::{
-    Access, Admin, Check, Counted, Error, Expired, Figures, Fired, LeasesOf, Limits, Messages,
-    Meters, Order, Promoted, Registered, Registry, Result, Schedules, SharedStore, Snapshot,
-    Supervision, Tasks, Wakes, Workflows,
+    Access, Admin, Check, Counted, DeadLetters, Error, Expired, Figures, Fired, LeasesOf, Limits,
+    Mails, Messages, Meters, Order, Promoted, Registered, Registry, Rejection, Result, Schedules,
+    SharedStore, Snapshot, Supervision, Tasks, Wakes, Workflows,
 };
 use resurgam_workflow::Definition;
 
@@ -148,6 +149,13 @@ through! {
         fn receive(&self, agent: &AgentId, after: Option<i64>, limit: u32) -> Vec<Message>;
         fn acknowledge(&self, agent: &AgentId, sequences: &[i64]) -> ();
     }
+    DeadLetters {
+        fn reject(&self, agent: &AgentId, sequences: &[i64], rejection: &Rejection) -> u64;
+        fn expire_messages(&self, limit: u32) -> u64;
+        fn dead_letters(&self, limit: u32) -> Vec<DeadLetter>;
+        fn revive(&self, id: MessageId) -> Option<MessageId>;
+        fn forget_letter(&self, id: MessageId) -> bool;
+    }
     Access {
         fn create_token(&self, token: &NewAccessToken, hash: &TokenHash, by: &str) -> AccessToken;
         fn token_by_hash(&self, hash: &TokenHash) -> Option<AccessToken>;
@@ -190,6 +198,10 @@ impl Admin for Flaky {
 
     fn wakes(&self) -> Wakes {
         self.store.wakes()
+    }
+
+    fn mails(&self) -> Mails {
+        self.store.mails()
     }
 
     fn kind(&self) -> &'static str {

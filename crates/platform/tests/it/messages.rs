@@ -75,3 +75,68 @@ async fn who_handed_in_a_task_is_told_how_it_ended() {
     assert!(got[0].body.json().contains(&id.to_string()), "{}", got[0].body.json());
     reaches(client, id, TaskState::Completed).await;
 }
+
+#[tokio::test]
+async fn a_question_is_answered_and_nothing_else_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let (client, me) = (&server.client, agent("me"));
+    let mut question = message("oracle", "question");
+    let refused = client.request(&question, WAIT).await.unwrap_err();
+    assert!(refused.to_string().contains("reply_to"), "{refused}");
+    question.reply_to = Some(me.clone());
+    assert_eq!(client.request(&question, Duration::from_millis(10)).await.unwrap(), None);
+
+    client.send(&[message("me", "other")]).await.unwrap();
+    let oracle = async {
+        let asked = client.receive(&agent("oracle"), None, 10, WAIT).await.unwrap();
+        let mailbox = asked[0].reply_to.clone().unwrap();
+        let answer =
+            NewMessage { in_reply_to: Some(asked[0].id), ..NewMessage::new(mailbox, "answer") };
+        client.send(&[answer]).await.unwrap();
+    };
+    // Asking the same again changes nothing, and finds the answer.
+    let (answer, ()) = tokio::join!(client.request(&question, WAIT), oracle);
+    let answer = answer.unwrap().unwrap();
+    assert_eq!((&*answer.kind, answer.in_reply_to), ("answer", Some(question.id)));
+    let left = client.receive(&me, None, 10, NOW).await.unwrap();
+    assert_eq!(left.iter().map(|m| &*m.kind).collect::<Vec<_>>(), ["other"]);
+}
+
+#[tokio::test]
+async fn what_is_rejected_too_often_or_not_read_in_time_is_a_dead_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let (client, a) = (&server.client, agent("a"));
+    client.send(&[message("a", "poison"), message("a", "worse")]).await.unwrap();
+    let came = client.receive(&a, None, 10, NOW).await.unwrap();
+    for _ in 0..4 {
+        assert_eq!(client.reject_messages(&a, &[came[0].sequence], "no", false).await.unwrap(), 0);
+    }
+    assert_eq!(client.receive(&a, None, 1, NOW).await.unwrap()[0].rejections, 4);
+    assert_eq!(client.reject_messages(&a, &[came[0].sequence], "no", false).await.unwrap(), 1);
+    assert_eq!(client.reject_messages(&a, &[came[1].sequence], "never", true).await.unwrap(), 1);
+    assert!(client.receive(&a, None, 10, NOW).await.unwrap().is_empty());
+    let dead = client.dead_letters(10).await.unwrap();
+    assert_eq!(dead.iter().map(|d| d.id).collect::<Vec<_>>(), [came[1].id, came[0].id]);
+    assert_eq!(dead[1].reason, "rejected 5 times by its receiver: no");
+
+    let again = client.resend_letter(came[0].id).await.unwrap().unwrap();
+    assert_eq!(client.resend_letter(came[0].id).await.unwrap(), None);
+    assert_eq!(client.receive(&a, None, 10, NOW).await.unwrap()[0].id, again);
+    assert!(client.forget_letter(came[1].id).await.unwrap());
+    assert!(!client.forget_letter(came[1].id).await.unwrap());
+
+    let mut late = message("b", "late");
+    late.ttl = Some(Duration::from_millis(1));
+    client.send(&[late.clone()]).await.unwrap();
+    let until = Instant::now() + StdDuration::from_secs(60);
+    loop {
+        let dead = client.dead_letters(10).await.unwrap();
+        if dead.iter().any(|letter| letter.id == late.id) {
+            break;
+        }
+        assert!(Instant::now() < until, "{dead:?}");
+        tokio::time::sleep(StdDuration::from_millis(50)).await;
+    }
+}

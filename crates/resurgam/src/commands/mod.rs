@@ -12,6 +12,7 @@ pub(crate) mod incident;
 pub(crate) mod instance;
 pub(crate) mod journal;
 pub(crate) mod limit;
+pub(crate) mod message;
 pub(crate) mod plan;
 pub(crate) mod recover;
 pub(crate) mod restore;

@@ -137,3 +137,39 @@ fn schedules_and_limits_are_set_listed_and_taken_away() {
     served.ok("task count");
     served.stop();
 }
+
+#[test]
+fn messages_are_sent_answered_rejected_and_sent_again() {
+    let served = Served::new();
+    let sent = served.json("message send writer note --from boss --body {\"n\":1}");
+    served.ok("message send writer note --body hello --ttl 1h");
+    let read = served.json("message read writer");
+    assert_eq!(read.as_array().unwrap().len(), 2, "{read}");
+    assert_eq!((&read[0]["id"], &read[0]["body"]["n"]), (&sent["id"], &1.into()));
+    assert_eq!((&read[1]["body"], &read[1]["from"]), (&"hello".into(), &Value::Null));
+    assert!(read[1]["expires_at"].is_string(), "{read}");
+
+    let (first, second) = (&read[0]["sequence"], &read[1]["sequence"]);
+    served.ok(&format!("message acknowledge writer {second}"));
+    let reject = format!("message reject writer {first} --reason unclear");
+    assert_eq!(served.ok(&reject).out, "0 became dead letters\n");
+    assert_eq!(served.ok(&format!("{reject} --at-once")).out, "1 became dead letters\n");
+    assert_eq!(served.json("message read writer"), serde_json::json!([]));
+    let dead = served.json("message dead");
+    assert_eq!((&dead[0]["id"], &dead[0]["to"]), (&sent["id"], &"writer".into()));
+    served.ok(&format!("message resend {}", sent["id"].as_str().unwrap()));
+    let again = served.json("message read writer");
+    assert_eq!(again[0]["body"], read[0]["body"], "{again}");
+
+    // Nobody answers.
+    let asked = served.command("message send oracle question --from boss --answer-within 100ms");
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(asked.err.contains("has not answered"), "{}", asked.err);
+    let question = served.json("message read oracle")[0]["id"].as_str().unwrap().to_owned();
+    served.ok(&format!("message send boss answer --from oracle --in-reply-to {question}"));
+    assert_eq!(served.json("message read boss")[0]["in_reply_to"], question);
+
+    let gone = served.command("message forget 0198c0de-0000-7000-8000-0000000000aa");
+    assert_snapshot!(gone.err, @"resurgam: there is no dead letter 0198c0de-0000-7000-8000-0000000000aa; see `resurgam message dead`");
+    served.stop();
+}

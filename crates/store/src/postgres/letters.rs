@@ -9,9 +9,9 @@ use tokio_postgres::Row;
 
 use super::messages::deliver;
 use super::{PostgresStore, get};
+use crate::Result;
 use crate::column::{micros, parsed, parsed_if, payload, small, time, unsigned};
 use crate::letters::{DEAD_FOR, DeadLetters, Rejection};
-use crate::Result;
 
 /// A common table expression `buried` that makes dead letters of the rows of the one named, which
 /// must be rows of `messages` with the column `why`; the messages stay for a while without their

@@ -87,21 +87,11 @@ impl Messages for PostgresStore {
             " SELECT 1"
         );
         self.query(
-                "send messages",
-                sql,
-                &[
-                    &ids,
-                    &topics,
-                    &to,
-                    &from,
-                    &kinds,
-                    &bodies,
-                    &reply_to,
-                    &in_reply_to,
-                    &ttls,
-                ],
-            )
-            .await?;
+            "send messages",
+            sql,
+            &[&ids, &topics, &to, &from, &kinds, &bodies, &reply_to, &in_reply_to, &ttls],
+        )
+        .await?;
         self.ring_mail(messages.iter().map(|message| message.to.clone()).collect());
         Ok(())
     }

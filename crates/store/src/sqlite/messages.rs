@@ -70,11 +70,7 @@ pub(super) fn reply(
     insert(c, &NewMessage { body, ..NewMessage::new(to.clone(), kind) }, now)
 }
 
-fn insert(
-    c: &Connection,
-    message: &NewMessage,
-    now: i64,
-) -> Result<(), Fault> {
+fn insert(c: &Connection, message: &NewMessage, now: i64) -> Result<(), Fault> {
     let mut statement = c.prepare_cached(
         "INSERT INTO messages (id, topic, recipient, sender, kind, body, reply_to, in_reply_to,
              created_at, expires_at)

@@ -81,11 +81,8 @@ async fn only_the_receiver_acknowledges(store: Fixture) {
 }
 
 async fn what_answers_and_what_is_of_use_for_a_while_says_so(store: Fixture) {
-    let question = NewMessage {
-        reply_to: Some(agent("me")),
-        ttl: Some(HOUR),
-        ..message("a", "how many?")
-    };
+    let question =
+        NewMessage { reply_to: Some(agent("me")), ttl: Some(HOUR), ..message("a", "how many?") };
     let answer = NewMessage { in_reply_to: Some(question.id), ..message("me", "3") };
     store.send(&[question.clone(), answer]).await.unwrap();
     let asked = store.receive(&agent("a"), None, 10).await.unwrap().remove(0);

@@ -35,6 +35,8 @@ const fn admin(act: &'static str) -> Rule {
     Rule { needs: Needs::Role(AccessRole::Admin), act: Some(act) }
 }
 
+const READ_AS_OPERATOR: Rule = Rule { needs: Needs::Role(AccessRole::Operator), act: None };
+
 const READ_AS_ADMIN: Rule = Rule { needs: Needs::Role(AccessRole::Admin), act: None };
 
 /// Method, path as the router writes it, and the rule.
@@ -90,6 +92,10 @@ pub(crate) const TABLE: &[(&str, &str, Rule)] = &[
     ("POST", "/messages", AGENT),
     ("GET", "/mailbox", AGENT),
     ("POST", "/mailbox/acknowledge", AGENT),
+    ("POST", "/mailbox/reject", AGENT),
+    ("GET", "/dead-letters", READ_AS_OPERATOR),
+    ("POST", "/dead-letters/{id}/resend", operator("message.resend")),
+    ("DELETE", "/dead-letters/{id}", operator("message.forget")),
     // Access.
     ("GET", "/tokens", READ_AS_ADMIN),
     ("POST", "/tokens", admin("token.create")),
