@@ -154,13 +154,13 @@ pub(crate) async fn run(args: MessageArgs) -> Result<u8, Failure> {
             let client = args.api.client()?;
             let RejectArgs { agent, sequences, reason, at_once, .. } = args;
             let dead = client.reject_messages(&agent, &sequences, &reason, at_once).await?;
-            output::data(&format!("{dead} became dead letters\n"));
+            output::data(&format!("{dead} became dead letters"));
         }
         MessageCommand::Dead(args) => dead(&args).await?,
         MessageCommand::Resend(args) => {
             let again = args.api.client()?.resend_letter(args.id).await?;
             let again = again.ok_or_else(|| no_letter(args.id))?;
-            output::data(&format!("sent again as {again}\n"));
+            output::data(&format!("sent again as {again}"));
         }
         MessageCommand::Forget(args) => {
             if !args.api.client()?.forget_letter(args.id).await? {
@@ -195,7 +195,7 @@ async fn send(args: SendArgs) -> Result<u8, Failure> {
         if args.json {
             output::json(&serde_json::json!({ "id": message.id }))?;
         } else {
-            output::data(&format!("{}\n", message.id));
+            output::data(&message.id.to_string());
         }
         return Ok(code::OK);
     };
