@@ -1,9 +1,10 @@
-//! What a plan can keep of what it promises: a pure function of the plan, and of what is known of
-//! its vaults.
+//! What a plan can keep of what it promises: a pure function of the plan, of what is known of its
+//! vaults, and of what drills have shown.
 
 use jiff::tz::TimeZone;
 use resurgam_backup::vault::{Backup, Proof};
 use resurgam_model::plan::{Ask, Drills, Plan, StoreKind};
+use resurgam_model::report::DrillReport;
 use resurgam_model::{Duration, Scenario, Severity, Timestamp};
 use serde::Serialize;
 
@@ -13,6 +14,12 @@ const AHEAD_DAYS: i64 = 400;
 const FIRINGS: usize = 100_000;
 /// A verified backup older than this many gaps of the schedule is out of date.
 const GAPS: u32 = 2;
+/// The slowest of so many drills is what is to be expected.
+const RECENT: usize = 10;
+/// A failover of the database is drilled weekly, everything else monthly, with a day or two of
+/// patience. The source is the calendar of disaster recovery tests that the objectives are from.
+const DATABASE_EVERY: Duration = Duration::from_secs(8 * 86_400);
+const OTHERS_EVERY: Duration = Duration::from_secs(33 * 86_400);
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -46,6 +53,10 @@ pub(crate) struct Reach {
     /// The most that can be lost; none when nothing bounds it.
     pub(crate) rpo_reach: Option<Duration>,
     pub(crate) because: String,
+    /// The longest recovery of the last drills; none when there was none, or one never ended.
+    pub(crate) rto_measured: Option<Duration>,
+    /// How many drills that is taken from.
+    pub(crate) drills: usize,
 }
 
 /// What is known of a vault.
@@ -73,7 +84,12 @@ impl Audit {
 }
 
 /// Looks at everything.
-pub(crate) fn audit(plan: &Plan, vaults: &[VaultState], now: Timestamp) -> Audit {
+pub(crate) fn audit(
+    plan: &Plan,
+    vaults: &[VaultState],
+    drills: &[DrillReport],
+    now: Timestamp,
+) -> Audit {
     let mut findings = Vec::new();
     let gap = longest_gap(plan, now);
     let reach: Vec<_> = Scenario::ALL
@@ -81,7 +97,7 @@ pub(crate) fn audit(plan: &Plan, vaults: &[VaultState], now: Timestamp) -> Audit
         .filter(|scenario| {
             *scenario != Scenario::PostgresPrimary || plan.store.kind == StoreKind::Postgres
         })
-        .map(|scenario| reach(plan, scenario, gap))
+        .map(|scenario| reach(plan, scenario, gap, drills))
         .collect();
     for reach in &reach {
         if reach.rpo_reach.is_none_or(|reach_of| reach_of > reach.rpo_objective) {
@@ -99,12 +115,15 @@ pub(crate) fn audit(plan: &Plan, vaults: &[VaultState], now: Timestamp) -> Audit
     }
     database(plan, &mut findings);
     backups(plan, vaults, gap, now, &mut findings);
+    if plan.deployment.drills == Drills::Allowed {
+        practice(&reach, drills, now, &mut findings);
+    }
     people(plan, &mut findings);
     findings.sort_by_key(|finding| finding.level);
     Audit { reach, findings }
 }
 
-fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>) -> Reach {
+fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[DrillReport]) -> Reach {
     let objectives = plan.objectives(scenario);
     let zero = Some(Duration::from_secs(0));
     let of_backups = || match (plan.backup.vaults.is_empty(), gap) {
@@ -142,6 +161,72 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>) -> Reach {
         rpo_objective: objectives.rpo,
         rpo_reach,
         because,
+        rto_measured: recent(drills, scenario)
+            .map(|report| report.rto.measured_ms)
+            .try_fold(None, |longest, ms| ms.map(|ms| longest.max(Some(ms))))
+            .flatten()
+            .map(Duration::from_millis),
+        drills: recent(drills, scenario).count(),
+    }
+}
+
+/// The last drills of a scenario, the newest first.
+fn recent(drills: &[DrillReport], scenario: Scenario) -> impl Iterator<Item = &DrillReport> {
+    drills.iter().rev().filter(move |report| report.scenario == scenario).take(RECENT)
+}
+
+/// What drills have shown, and whether they are made at all.
+fn practice(reach: &[Reach], drills: &[DrillReport], now: Timestamp, findings: &mut Vec<Finding>) {
+    let mut never = Vec::new();
+    for Reach { scenario, .. } in reach {
+        let Some(last) = recent(drills, *scenario).next() else {
+            never.push(scenario.to_string());
+            continue;
+        };
+        for (rule, what, measured) in
+            [("rto-missed", "took", &last.rto), ("rpo-missed", "lost", &last.rpo)]
+        {
+            if !measured.met {
+                let found = measured.measured_ms.map_or("it never came back".to_owned(), |ms| {
+                    format!("it {what} {}", Duration::from_millis(ms))
+                });
+                findings.push(Finding {
+                    level: Level::Broken,
+                    rule,
+                    problem: format!(
+                        "the last drill of {scenario} missed its objective of {}: {found}",
+                        Duration::from_millis(measured.objective_ms)
+                    ),
+                    remedy: format!(
+                        "resurgam drill --history {scenario} has the figures; mend it, and drill it again"
+                    ),
+                });
+            }
+        }
+        let every = match scenario {
+            Scenario::PostgresPrimary => DATABASE_EVERY,
+            _ => OTHERS_EVERY,
+        };
+        let age = now.as_second().saturating_sub(last.started_at.as_second());
+        if u64::try_from(age).is_ok_and(|age| age > every.0.as_secs()) {
+            findings.push(Finding {
+                level: Level::Risk,
+                rule: "drill-overdue",
+                problem: format!("{scenario} was last drilled {} days ago", age / 86_400),
+                remedy: format!("resurgam drill {scenario} --plan FILE"),
+            });
+        }
+    }
+    if !never.is_empty() {
+        findings.push(Finding {
+            level: Level::Risk,
+            rule: "not-drilled",
+            problem: format!(
+                "never drilled here, so that nobody knows how long it takes: {}",
+                never.join(", ")
+            ),
+            remedy: "resurgam drill --all --plan FILE".to_owned(),
+        });
     }
 }
 
@@ -325,6 +410,7 @@ fn people(plan: &Plan, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use resurgam_model::plan::EffectivePlan;
+    use resurgam_model::report::{DrillResult, Measured};
 
     use super::*;
 
@@ -339,7 +425,7 @@ mod tests {
     }
 
     fn rules(text: &str, vaults: &[VaultState]) -> Vec<(Level, &'static str)> {
-        let audit = audit(&plan(text), vaults, now());
+        let audit = audit(&plan(text), vaults, &[], now());
         audit.findings.iter().map(|finding| (finding.level, finding.rule)).collect()
     }
 
@@ -364,7 +450,7 @@ mod tests {
     fn a_schedule_of_six_hours_cannot_keep_an_objective_of_one() {
         let text = format!("[contacts]\non-call = 'x'\n{VAULT}");
         let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
-        let found = audit(&plan(&text), &vault(false, Ok(vec![good.clone()])), now());
+        let found = audit(&plan(&text), &vault(false, Ok(vec![good.clone()])), &[], now());
         assert!(!found.holds());
         let broken = found.findings.first().unwrap();
         assert_eq!(broken.rule, "rpo-out-of-reach");
@@ -376,7 +462,7 @@ mod tests {
 
         let hourly =
             format!("[contacts]\non-call = 'x'\n[backup]\nschedule = '*/30 * * * *'\n{VAULT}");
-        let found = audit(&plan(&hourly), &vault(false, Ok(vec![good])), now());
+        let found = audit(&plan(&hourly), &vault(false, Ok(vec![good])), &[], now());
         assert!(found.holds(), "{:?}", found.findings);
     }
 
@@ -392,7 +478,7 @@ mod tests {
     #[test]
     fn without_standby_or_vault_a_lost_primary_is_the_end() {
         let text = "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n";
-        let broken: Vec<_> = audit(&plan(text), &[], now())
+        let broken: Vec<_> = audit(&plan(text), &[], &[], now())
             .findings
             .into_iter()
             .filter(|finding| finding.level == Level::Broken)
@@ -409,7 +495,7 @@ mod tests {
                 "[store]\nkind = 'postgres'\n[postgres]\nsynchronous = {synchronous}\n[objectives.full-cluster]\nrto = '1h'\nrpo = '24h'\n{VAULT}"
             );
             let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
-            let found = audit(&plan(&text), &vault(false, Ok(vec![good])), now());
+            let found = audit(&plan(&text), &vault(false, Ok(vec![good])), &[], now());
             let broken: Vec<_> =
                 found.findings.iter().filter(|f| f.level == Level::Broken).collect();
             assert_eq!(broken.len(), wanted, "{broken:?}");
@@ -435,5 +521,57 @@ mod tests {
         has(vault(false, Ok(vec![bad])), (Level::Risk, "bad-backup"));
         let old = backup("2026-11-25T09:00:00Z", Proof::Verified(now()));
         has(vault(false, Ok(vec![old])), (Level::Risk, "old-backup"));
+    }
+
+    fn drill(at: &str, rto: Option<u64>, rpo: u64) -> DrillReport {
+        let objective = Duration::from_secs(300);
+        DrillReport {
+            scenario: Scenario::Api,
+            severity: Severity::P1,
+            deployment: "local/sqlite".to_owned(),
+            fault: "kill".to_owned(),
+            started_at: at.parse().unwrap(),
+            detection_ms: None,
+            steps: Vec::new(),
+            rto: Measured::new(objective, rto.map(Duration::from_millis)),
+            rpo: Measured::new(Duration::from_secs(0), Some(Duration::from_millis(rpo))),
+            acknowledged: 0,
+            lost: 0,
+            duplicated: 0,
+            split_brain: false,
+            fence: Vec::new(),
+            result: DrillResult::Recovered,
+        }
+    }
+
+    #[test]
+    fn what_drills_have_shown_is_set_beside_the_objectives() {
+        let text = "[deployment]\ndrills = 'allowed'\n";
+        let look = |drills: &[DrillReport]| {
+            let found = audit(&plan(text), &[], drills, now());
+            let api = found.reach.iter().find(|r| r.scenario == Scenario::Api).unwrap().clone();
+            let about = |f: &&Finding| f.problem.contains("api") || f.rule == "not-drilled";
+            let rules: Vec<_> = found.findings.iter().filter(about).map(|f| f.rule).collect();
+            (api.rto_measured.map(Duration::as_millis), api.drills, rules)
+        };
+        assert_eq!(look(&[]), (None, 0, vec!["not-drilled"]));
+        let (slow, quick) = (
+            drill("2026-11-20T12:00:00Z", Some(9000), 0),
+            drill("2026-11-24T12:00:00Z", Some(400), 0),
+        );
+        assert_eq!(look(&[slow.clone(), quick.clone()]), (Some(9000), 2, vec!["not-drilled"]));
+        // Only the last ones count, and of these the slowest.
+        let many: Vec<_> = [slow.clone()].into_iter().chain(vec![quick.clone(); RECENT]).collect();
+        assert_eq!(look(&many), (Some(400), RECENT, vec!["not-drilled"]));
+        let never = drill("2026-11-25T11:00:00Z", None, 0);
+        assert_eq!(look(&[quick.clone(), never]), (None, 2, vec!["rto-missed", "not-drilled"]));
+        let lost = drill("2026-11-25T11:00:00Z", Some(400), 1);
+        assert_eq!(look(&[lost]), (Some(400), 1, vec!["rpo-missed", "not-drilled"]));
+        let old = drill("2026-10-01T12:00:00Z", Some(400), 0);
+        let (.., rules) = look(&[old]);
+        assert!(rules.contains(&"drill-overdue"), "{rules:?}");
+
+        let missed = drill("2026-11-25T11:00:00Z", Some(400_000), 0);
+        assert!(!audit(&plan(text), &[], &[missed], now()).holds());
     }
 }

@@ -95,19 +95,32 @@ pub(crate) struct DemoArgs {
 ///
 /// Without --plan a deployment of its own is made in a temporary folder. With --plan the drill
 /// joins the deployment that runs under that plan, or starts it; the plan must say
-/// drills = "allowed".
+/// drills = "allowed". Such a drill is written to the history of that deployment, from which
+/// `resurgam audit` takes how long recoveries really last.
 ///
 /// Examples:
 ///   resurgam drill --list
+///   resurgam drill --all --junit drills.xml
+///   resurgam drill --history --plan resurgam.toml
 ///   resurgam drill postgres-primary
 ///   resurgam drill postgres-primary --fault freeze --json
 ///   resurgam drill worker-pool --store postgres
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct DrillArgs {
-    /// What to lose; see --list.
-    #[arg(required_unless_present = "list")]
+    /// What to lose; see --list. With --history: only the drills of this scenario.
+    #[arg(required_unless_present_any = ["list", "all", "history"])]
     pub(crate) scenario: Option<Scenario>,
+    /// Drill every scenario that can be drilled there, one after the other. Exit code 3 when one
+    /// of them missed an objective.
+    #[arg(long, conflicts_with_all = ["scenario", "list", "history", "fault", "keep"])]
+    pub(crate) all: bool,
+    /// Show the drills of the plan's deployment so far; ./resurgam.toml without --plan.
+    #[arg(long, conflicts_with_all = ["list", "fault", "keep", "asynchronous", "store", "junit"])]
+    pub(crate) history: bool,
+    /// Also write the results as JUnit XML, for build servers.
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
+    pub(crate) junit: Option<PathBuf>,
     /// List the scenarios.
     #[arg(long, conflicts_with = "scenario")]
     pub(crate) list: bool,

@@ -5,6 +5,7 @@ mod backups;
 mod cli;
 mod commands;
 mod failure;
+mod junit;
 mod output;
 mod plan;
 mod shutdown;

@@ -7,6 +7,7 @@
 
 pub mod fault;
 pub mod fence;
+pub mod history;
 pub mod ledger;
 pub mod load;
 pub mod lost;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use resurgam_model::Timestamp;
+use resurgam_recovery::drill::history;
 
 use super::drill::wrapped;
 use super::status::word_of;
@@ -16,9 +17,9 @@ use crate::plan::Loaded;
 
 /// Compute what the plan can keep of what it promises.
 ///
-/// It looks at the plan and at the backups in its vaults: what each scenario could lose, beside its
-/// objective, and what else will go wrong one day, each with a remedy. How long a recovery takes
-/// only a drill can tell.
+/// It looks at the plan, at the backups in its vaults, and at the drills of its deployment: what each
+/// scenario could lose and how long its recovery took, beside its objectives, and what else will go
+/// wrong one day, each with a remedy.
 ///
 /// Exit code 3 when an objective cannot be met.
 ///
@@ -51,18 +52,28 @@ pub(crate) async fn run(args: AuditArgs) -> Result<u8, Failure> {
             backups: backups.map_err(|failure| failure.message),
         });
     }
-    let found = audit(loaded.plan(), &vaults, Timestamp::now());
+    let state_dir = loaded.state_dir();
+    let drills = history::read(&state_dir).map_err(|error| {
+        Failure::new(format!("cannot read {}: {error}", history::file(&state_dir).display()))
+    })?;
+    let found = audit(loaded.plan(), &vaults, &drills.reports, Timestamp::now());
     let exit = if found.holds() { code::OK } else { code::MISSED };
     if args.json {
         output::json(&found)?;
         return Ok(exit);
     }
-    let mut table = output::table(&["scenario", "severity", "RTO", "RPO", "can lose", "because"]);
+    let mut table =
+        output::table(&["scenario", "severity", "RTO", "took", "RPO", "can lose", "because"]);
     for reach in &found.reach {
         table.add_row([
             reach.scenario.to_string(),
             reach.severity.to_string(),
             reach.rto_objective.to_string(),
+            match (reach.rto_measured, reach.drills) {
+                (Some(took), _) => took.to_string(),
+                (None, 0) => "not drilled".to_owned(),
+                (None, _) => "never ended".to_owned(),
+            },
             reach.rpo_objective.to_string(),
             reach.rpo_reach.map_or("everything".to_owned(), |reach| reach.to_string()),
             wrapped(&reach.because),

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use comfy_table::Table;
 use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind};
@@ -9,45 +10,171 @@ use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport};
 use resurgam_model::{Duration, Scenario};
 use resurgam_recovery::drill::load::{Load, Shape};
 use resurgam_recovery::drill::subject::Address;
-use resurgam_recovery::drill::{Drill, FaultKind, Subject};
+use resurgam_recovery::drill::{Drill, FaultKind, Subject, history};
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::status::word_of;
 use crate::cli::DrillArgs;
 use crate::failure::{Failure, code};
+use crate::junit;
 use crate::output::{self, Progress};
 use crate::plan::Loaded;
 use crate::shutdown;
 
 pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
-    let Some(scenario) = args.scenario else { return list(args.json) };
-    let shutdown = shutdown::requested();
-    if args.fault == FaultKind::Freeze && scenario != Scenario::PostgresPrimary {
+    if args.list {
+        return list(args.json);
+    }
+    if args.history {
+        return history(&args);
+    }
+    let scenarios = match args.scenario {
+        Some(scenario) => vec![scenario],
+        None => all_of(&args)?,
+    };
+    if let Some(scenario) = scenarios.iter().find(|scenario| !can(**scenario, args.fault)) {
         return Err(Failure::usage(format!(
             "{scenario} can only be killed; --fault freeze is for {}",
             Scenario::PostgresPrimary
         )));
     }
+    let mut shutdown = std::pin::pin!(shutdown::requested());
+    let progress = Progress::new(args.json);
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for scenario in scenarios {
+        let outcome = on_ground(scenario, &args, &progress, shutdown.as_mut()).await;
+        let interrupted = outcome.as_ref().is_err_and(|failure| failure.code == code::INTERRUPTED);
+        if interrupted || !args.all {
+            outcomes.push((scenario, Ok(outcome?)));
+            break;
+        }
+        match &outcome {
+            Ok(report) if !args.json => {
+                output::note(&format!("{scenario}: {}", word_of(&report.result)));
+            }
+            Ok(_) => {}
+            Err(failure) => output::note(&format!("{scenario}: {}", failure.message)),
+        }
+        outcomes.push((scenario, outcome));
+    }
+    if let Some(file) = &args.junit {
+        std::fs::write(file, junit::document(&outcomes))
+            .map_err(|error| Failure::new(format!("cannot write {}: {error}", file.display())))?;
+    }
+    let reports: Vec<_> =
+        outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().ok()).collect();
+    match (args.json, args.all, reports.as_slice()) {
+        (true, false, [report]) => output::json(report)?,
+        (true, ..) => output::json(&reports)?,
+        (false, false, [report]) => print(report),
+        (false, ..) => output::data(&summary_table(reports.iter().copied()).to_string()),
+    }
+    Ok(verdict(&outcomes))
+}
+
+/// What came of one drill.
+pub(crate) type Outcome = (Scenario, Result<DrillReport, Failure>);
+
+/// The exit code of several drills: what failed goes before what was missed.
+fn verdict(outcomes: &[Outcome]) -> u8 {
+    let codes: Vec<_> = outcomes
+        .iter()
+        .map(|(_, outcome)| match outcome {
+            Ok(report) => exit_code(report),
+            Err(failure) => failure.code,
+        })
+        .collect();
+    let first = |wanted: fn(&u8) -> bool| codes.iter().copied().find(wanted);
+    first(|exit| ![code::OK, code::MISSED, code::REFUSED].contains(exit))
+        .or_else(|| first(|exit| *exit == code::MISSED))
+        .or_else(|| first(|exit| *exit != code::OK))
+        .unwrap_or(code::OK)
+}
+
+/// The scenarios that can be drilled there. Says of the others why not.
+fn all_of(args: &DrillArgs) -> Result<Vec<Scenario>, Failure> {
+    let mut fit = Vec::new();
+    for scenario in Scenario::ALL {
+        let unfit = match &args.plan {
+            Some(file) => Ground::of_plan(file, scenario).map(drop),
+            None => temporary_plan(args, scenario).map(drop),
+        };
+        match unfit {
+            Ok(()) => fit.push(scenario),
+            Err(failure) => output::note(&format!("left out: {scenario}: {}", failure.message)),
+        }
+    }
+    if fit.is_empty() {
+        return Err(Failure::refused("none of the scenarios can be drilled there; see above"));
+    }
+    Ok(fit)
+}
+
+/// One drill, from nothing to nothing.
+async fn on_ground(
+    scenario: Scenario,
+    args: &DrillArgs,
+    progress: &Progress,
+    shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<DrillReport, Failure> {
     let ground = match &args.plan {
         Some(file) => Ground::of_plan(file, scenario)?,
-        None => Ground::temporary(&temporary_plan(&args, scenario)?)?,
+        None => Ground::temporary(&temporary_plan(args, scenario)?)?,
     };
-    let progress = Progress::new(args.json);
+    let before = ground.history()?;
     progress.say("starting a deployment");
     let outcome = tokio::select! {
-        outcome = one(&ground, scenario, &args, &progress) => outcome,
+        outcome = one(&ground, scenario, args, progress) => outcome,
         () = shutdown => Err(Failure::interrupted()),
     };
     progress.clear();
-    ground.clear(args.keep).await?;
-    let report = outcome?;
-    if args.json {
-        output::json(&report)?;
-    } else {
-        print(&report);
+    if let Some(before) = &before {
+        ground.remember(before, outcome.as_ref().ok())?;
     }
-    Ok(exit_code(&report))
+    ground.clear(args.keep).await?;
+    outcome
+}
+
+/// What the drills of a deployment have shown so far.
+fn history(args: &DrillArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.plan.as_deref())?;
+    let state_dir = loaded.state_dir();
+    let file = history::file(&state_dir);
+    let mut found = history::read(&state_dir)
+        .map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?;
+    for line in &found.unreadable {
+        output::note(&format!("line {line} of {} cannot be read", file.display()));
+    }
+    found.reports.retain(|report| args.scenario.is_none_or(|wanted| report.scenario == wanted));
+    if args.json {
+        output::json(&found.reports)?;
+        return Ok(code::OK);
+    }
+    if found.reports.is_empty() {
+        output::data("no drills yet; see `resurgam drill --list`");
+        return Ok(code::OK);
+    }
+    let mut table = output::table(&[
+        "started", "scenario", "fault", "detected", "RTO", "of", "RPO", "of", "lost", "result",
+    ]);
+    for report in &found.reports {
+        let ((rto, rto_found), (rpo, rpo_found)) = (measured(&report.rto), measured(&report.rpo));
+        table.add_row([
+            report.started_at.strftime("%F %TZ").to_string(),
+            report.scenario.to_string(),
+            report.fault.clone(),
+            report.detection_ms.map(|ms| format!("{ms} ms")).unwrap_or_default(),
+            rto_found,
+            rto,
+            rpo_found,
+            rpo,
+            report.lost.to_string(),
+            word_of(&report.result),
+        ]);
+    }
+    output::data(&table.to_string());
+    Ok(code::OK)
 }
 
 async fn one(
@@ -133,6 +260,34 @@ impl Ground {
         }
         let plan_file = loaded.file.unwrap_or_else(|| file.to_owned());
         Ok(Self { plan, plan_file, state_dir, temporary: None })
+    }
+
+    /// The history as it is before a drill that may lose it; none of a temporary deployment.
+    fn history(&self) -> Result<Option<Vec<u8>>, Failure> {
+        if self.temporary.is_some() {
+            return Ok(None);
+        }
+        match std::fs::read(history::file(&self.state_dir)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(Vec::new())),
+            Err(error) => Err(Failure::new(format!(
+                "cannot read {}: {error}",
+                history::file(&self.state_dir).display()
+            ))),
+        }
+    }
+
+    /// Adds the report to the history. A drill that takes the state folder away takes no history.
+    fn remember(&self, before: &[u8], report: Option<&DrillReport>) -> Result<(), Failure> {
+        let file = history::file(&self.state_dir);
+        let failed = |error| Failure::new(format!("cannot write {}: {error}", file.display()));
+        if !before.is_empty() && self.state_dir.is_dir() && !file.exists() {
+            std::fs::write(&file, before).map_err(failed)?;
+        }
+        match report {
+            Some(report) => history::append(&self.state_dir, report).map_err(failed),
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn start(&self) -> Result<Subject, Failure> {
@@ -230,6 +385,10 @@ fn stores(scenario: Scenario) -> &'static [&'static str] {
     }
 }
 
+fn can(scenario: Scenario, fault: FaultKind) -> bool {
+    fault != FaultKind::Freeze || scenario == Scenario::PostgresPrimary
+}
+
 fn faults(scenario: Scenario) -> &'static [&'static str] {
     match scenario {
         Scenario::PostgresPrimary => &["kill", "freeze"],
@@ -256,7 +415,7 @@ fn measured(measured: &Measured) -> (String, String) {
 }
 
 /// One row per drill.
-pub(crate) fn summary_table(reports: &[DrillReport]) -> Table {
+pub(crate) fn summary_table<'a>(reports: impl IntoIterator<Item = &'a DrillReport>) -> Table {
     let mut table = output::table(&[
         "scenario",
         "severity",
@@ -326,7 +485,7 @@ fn print(report: &DrillReport) {
         report.scenario, report.fault, report.deployment, report.started_at
     ));
     output::data(&steps_table(&report.steps).to_string());
-    output::data(&summary_table(std::slice::from_ref(report)).to_string());
+    output::data(&summary_table([report]).to_string());
     if let Some(ms) = report.detection_ms {
         output::data(&format!("detected after {ms} ms"));
     }

@@ -1,0 +1,116 @@
+//! What drills have shown: one report on each line of a file beside the journal.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use resurgam_model::report::DrillReport;
+
+/// The file within the state folder.
+const FILE: &str = "drills.jsonl";
+
+/// The drills of a deployment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// The oldest first.
+    pub reports: Vec<DrillReport>,
+    /// The numbers of lines that cannot be read, from 1 on: torn by a crash, changed by hand, or
+    /// written by a later version of the program.
+    pub unreadable: Vec<usize>,
+}
+
+/// Where the history of a deployment is.
+#[must_use]
+pub fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE)
+}
+
+/// Adds a report, durably.
+///
+/// # Errors
+/// When the file cannot be written. A part of the line may be there then; it is passed over when
+/// the history is read, and the next report begins a line of its own.
+pub fn append(state_dir: &Path, report: &DrillReport) -> io::Result<()> {
+    let path = file(state_dir);
+    let mut line = serde_json::to_string(report)?;
+    line.push('\n');
+    let torn = fs::read(&path).is_ok_and(|text| text.last().is_some_and(|last| *last != b'\n'));
+    if torn {
+        line.insert(0, '\n');
+    }
+    let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+    // One call, so that two drills that end at once do not mix their lines.
+    file.write_all(line.as_bytes())?;
+    file.sync_all()
+}
+
+/// Reads all reports. That there is no file yet is an empty history.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn read(state_dir: &Path) -> io::Result<History> {
+    let text = match fs::read_to_string(file(state_dir)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(History::default()),
+        Err(error) => return Err(error),
+    };
+    let mut history = History::default();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        match serde_json::from_str(line) {
+            Ok(report) => history.reports.push(report),
+            Err(_) => history.unreadable.push(number),
+        }
+    }
+    Ok(history)
+}
+
+#[cfg(test)]
+mod tests {
+    use resurgam_model::report::{DrillResult, Measured};
+    use resurgam_model::{Duration, Scenario, Severity};
+
+    use super::*;
+
+    fn report(rto_ms: u64) -> DrillReport {
+        let objective = Duration::from_secs(60);
+        DrillReport {
+            scenario: Scenario::Api,
+            severity: Severity::P1,
+            deployment: "local/sqlite".to_owned(),
+            fault: "kill".to_owned(),
+            started_at: "2026-11-25T12:00:00Z".parse().unwrap(),
+            detection_ms: Some(1),
+            steps: Vec::new(),
+            rto: Measured::new(objective, Some(Duration::from_millis(rto_ms))),
+            rpo: Measured::new(objective, Some(Duration::from_millis(0))),
+            acknowledged: 1,
+            lost: 0,
+            duplicated: 0,
+            split_brain: false,
+            fence: Vec::new(),
+            result: DrillResult::Recovered,
+        }
+    }
+
+    #[test]
+    fn a_torn_line_costs_no_other_report() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), History::default());
+        append(dir.path(), &report(1)).unwrap();
+        append(dir.path(), &report(2)).unwrap();
+        let whole = fs::read(file(dir.path())).unwrap();
+        // Wherever a crash may have torn the second one.
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for length in [first + 1, first + 40, whole.len() - 2] {
+            fs::write(file(dir.path()), &whole[..length]).unwrap();
+            append(dir.path(), &report(3)).unwrap();
+            let history = read(dir.path()).unwrap();
+            assert_eq!(history.reports, [report(1), report(3)], "{length}");
+            assert_eq!(history.unreadable, [2], "{length}");
+        }
+        // Only its end of line is missing.
+        fs::write(file(dir.path()), &whole[..whole.len() - 1]).unwrap();
+        append(dir.path(), &report(3)).unwrap();
+        assert_eq!(read(dir.path()).unwrap().reports, [report(1), report(2), report(3)]);
+    }
+}
