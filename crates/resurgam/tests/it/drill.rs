@@ -1,5 +1,8 @@
 //! Drills on deployments of their own.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::Value;
 
 use crate::harness::{LONG, Place};
@@ -146,4 +149,48 @@ fn the_primary_is_killed_and_commits_did_not_wait() {
     let report = drill(&["postgres-primary", "--asynchronous"]);
     is_complete(&report);
     assert_eq!(steps(&report), FAILOVER);
+}
+
+#[test]
+fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
+    let place = Place::new(
+        "[deployment]\ndrills = 'allowed'\nstate_dir = 'state'\n[backup]\nscheduled = false\n\
+         [[backup.vaults]]\nname = 'here'\npath = 'vault'\npassword_file = 'password'\n",
+    );
+    fs::write(place.path("password"), "the password of the vault\n").unwrap();
+    fs::set_permissions(place.path("password"), Permissions::from_mode(0o600)).unwrap();
+    let none = place.finish(&["drill", "--history"]);
+    assert_eq!((none.status.code(), none.out.contains("no drills yet")), (Some(0), true));
+
+    let all = ["drill", "--all", "--plan=resurgam.toml", "--json", "--junit=drills.xml"];
+    let ended = place.start(&all).end(&place, 4 * LONG);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.told(&place));
+    place.assert_nothing_left();
+    assert!(ended.err.contains("left out: postgres-primary: "), "{}", ended.err);
+    let names = |reports: &Value| -> Vec<String> {
+        let reports = reports.as_array().unwrap().iter();
+        reports.map(|report| report["scenario"].as_str().unwrap().to_owned()).collect()
+    };
+    let expected = ["full-cluster", "full-stop", "api", "agent-registry", "worker-pool"];
+    let mut found = names(&ended.json());
+    found.sort_by_key(|name| expected.iter().position(|wanted| wanted == name));
+    assert_eq!(found, expected);
+    let junit = fs::read_to_string(place.path("drills.xml")).unwrap();
+    assert!(junit.contains("tests=\"5\" failures=\"0\" errors=\"0\""), "{junit}");
+
+    // Also what was drilled before everything was lost is remembered.
+    let again = place.start(&["drill", "full-cluster", "--plan=resurgam.toml", "--json"]);
+    let again = again.end(&place, 2 * LONG);
+    assert_eq!(again.status.code(), Some(0), "{}", again.told(&place));
+    let history = place.finish(&["drill", "--history", "--json"]).json();
+    assert_eq!(history.as_array().unwrap().len(), 6, "{history:#}");
+    assert_eq!(history[5], again.json());
+    let of_one = place.finish(&["drill", "--history", "full-cluster", "--json"]).json();
+    assert_eq!(names(&of_one), ["full-cluster", "full-cluster"]);
+
+    let audit = place.finish(&["audit", "--json"]).json();
+    let reach = audit["reach"].as_array().unwrap();
+    let full = reach.iter().find(|reach| reach["scenario"] == "full-cluster").unwrap();
+    assert_eq!(full["drills"], 2, "{full:#}");
+    assert!(full["rto_measured"].is_string(), "{full:#}");
 }
