@@ -561,10 +561,10 @@ mod tests {
         );
         assert_eq!(look(&[slow.clone(), quick.clone()]), (Some(9000), 2, vec!["not-drilled"]));
         // Only the last ones count, and of these the slowest.
-        let many: Vec<_> = [slow.clone()].into_iter().chain(vec![quick.clone(); RECENT]).collect();
+        let many: Vec<_> = [slow].into_iter().chain(vec![quick.clone(); RECENT]).collect();
         assert_eq!(look(&many), (Some(400), RECENT, vec!["not-drilled"]));
         let never = drill("2026-11-25T11:00:00Z", None, 0);
-        assert_eq!(look(&[quick.clone(), never]), (None, 2, vec!["rto-missed", "not-drilled"]));
+        assert_eq!(look(&[quick, never]), (None, 2, vec!["rto-missed", "not-drilled"]));
         let lost = drill("2026-11-25T11:00:00Z", Some(400), 1);
         assert_eq!(look(&[lost]), (Some(400), 1, vec!["rpo-missed", "not-drilled"]));
         let old = drill("2026-10-01T12:00:00Z", Some(400), 0);
