@@ -23,7 +23,7 @@ use crate::processes::{self, Processes, subject};
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
-use crate::upkeep;
+use crate::upkeep::{self, Planned};
 
 /// How often to look when nothing rings.
 const LOOK: Duration = Duration::from_millis(100);
@@ -68,8 +68,8 @@ pub struct Controller {
     pub(crate) pool: watch::Sender<Option<Pool>>,
     /// The size of the pool of workers that a person has ordered.
     ordered_size: watch::Sender<Option<u16>>,
-    /// Components that are being started again on purpose.
-    pub(crate) planned: Mutex<BTreeSet<ComponentName>>,
+    /// What people have ordered to be started again.
+    pub(crate) planned: Mutex<Planned>,
     /// The deployment has been seen to be up as a whole.
     pub(crate) settled: watch::Sender<bool>,
 }

@@ -49,11 +49,11 @@ impl Controller {
                 };
                 let health = board.get(&component.name);
                 let ended = watched.ended(component);
-                if self.is_planned(&component.name) {
+                if self.is_planned(&component.name, ended) {
                     continue;
                 }
                 let silent = health.is_some_and(|h| h.is_suspect(&self.parts.plan.detection));
-                let cause = if ended {
+                let cause = if ended.is_some() {
                     let how = component.last_exit.as_deref().unwrap_or("ended");
                     format!("the process of {} ended: {how}", component.name)
                 } else if silent {
@@ -118,11 +118,11 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Whether the process that was seen before has ended. True once for each end.
-    fn ended(&mut self, component: &Component) -> bool {
+    /// The process that was seen before, if it has ended. Told once for each end.
+    fn ended(&mut self, component: &Component) -> Option<u32> {
         // On purpose is no failure.
         let now = component.pid.filter(|_| !component.state.is_on_purpose());
         let before = self.lives.insert(component.name.clone(), now).flatten();
-        before.is_some() && before != now && !component.state.is_on_purpose()
+        before.filter(|_| before != now && !component.state.is_on_purpose())
     }
 }

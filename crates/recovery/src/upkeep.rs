@@ -1,6 +1,6 @@
 //! Care on a person's order: starting components again, one after the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,22 +39,42 @@ pub(crate) fn in_turn(components: &[Component], named: &[ComponentName]) -> Vec<
     these.into_iter().map(|(_, name)| name).collect()
 }
 
+/// What is started again on purpose, so that its end is no failure.
+#[derive(Debug, Default)]
+pub(crate) struct Planned {
+    under_way: BTreeSet<ComponentName>,
+    /// The process that was ended last. Whoever watches may hear of its end only when the next
+    /// one serves already.
+    ended: BTreeMap<ComponentName, u32>,
+}
+
+impl Planned {
+    fn begin(&mut self, name: &ComponentName, pid: Option<u32>) {
+        self.under_way.insert(name.clone());
+        self.ended.extend(pid.map(|pid| (name.clone(), pid)));
+    }
+
+    fn is_planned(&self, name: &ComponentName, ended: Option<u32>) -> bool {
+        self.under_way.contains(name) || (ended.is_some() && self.ended.get(name).copied() == ended)
+    }
+}
+
 impl Controller {
-    fn planned(&self) -> MutexGuard<'_, BTreeSet<ComponentName>> {
+    fn planned(&self) -> MutexGuard<'_, Planned> {
         self.planned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the component is being started again on purpose, so that its end is no failure.
-    pub(crate) fn is_planned(&self, name: &ComponentName) -> bool {
-        self.planned().contains(name)
+    /// Whether what is seen of the component comes of an order: it is being started again, or the
+    /// process whose end was seen now is the one that was ended for that.
+    pub(crate) fn is_planned(&self, name: &ComponentName, ended: Option<u32>) -> bool {
+        self.planned().is_planned(name, ended)
     }
 
     /// Starts these again, each when the one before serves.
     pub(crate) async fn restart(&self, names: Vec<ComponentName>) {
         for name in names {
-            self.planned().insert(name.clone());
             let served = self.restart_one(&name).await;
-            self.planned().remove(&name);
+            self.planned().under_way.remove(&name);
             match served {
                 Ok(true) => tracing::info!(component = %name, "started again, as ordered"),
                 Ok(false) => {
@@ -71,6 +91,9 @@ impl Controller {
 
     async fn restart_one(&self, name: &ComponentName) -> crate::Result<bool> {
         let deployment = &self.parts.deployment;
+        let components = deployment.components().await?;
+        let pid = components.iter().find(|c| c.name == *name).and_then(|c| c.pid);
+        self.planned().begin(name, pid);
         // What the probes knew is of the life before.
         self.board.send_modify(|board| drop(board.remove(name)));
         deployment.restart(name).await?;
@@ -113,6 +136,17 @@ mod tests {
             restarts: 0,
             last_exit: None,
         }
+    }
+
+    #[test]
+    fn an_end_that_is_seen_late_is_no_failure_and_the_next_one_is() {
+        let name = ComponentName::new("worker-pool-0").unwrap();
+        let mut planned = Planned::default();
+        planned.begin(&name, Some(7));
+        assert!(planned.is_planned(&name, None) && planned.is_planned(&name, Some(8)));
+        planned.under_way.remove(&name);
+        assert!(planned.is_planned(&name, Some(7)));
+        assert!(!planned.is_planned(&name, Some(8)) && !planned.is_planned(&name, None));
     }
 
     #[test]

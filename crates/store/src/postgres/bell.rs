@@ -112,13 +112,16 @@ impl Drop for Bells {
 
 impl PostgresStore {
     pub(super) fn listen(&self) -> Wakes {
+        // In this order, so that the first word, that the connection is there, is heard too.
+        let words = self.bells.here.listen();
         self.bells.start();
-        self.bells.here.listen()
+        words
     }
 
     pub(super) fn listen_to_mail(&self) -> Mails {
+        let words = self.bells.mail.listen();
         self.bells.start();
-        self.bells.mail.listen()
+        words
     }
 
     /// Tells these agents of messages.

@@ -16,7 +16,7 @@ crate::on_both! {
 }
 
 /// Longer than anything takes.
-const PATIENCE: Span = Span::from_secs(60);
+pub(crate) const PATIENCE: Span = Span::from_secs(60);
 
 /// The next word that names a capability.
 pub(crate) async fn heard(wakes: &mut Wakes) -> Wake {
