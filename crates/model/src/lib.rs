@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod agent;
+pub mod bus;
 pub mod database;
 pub mod duration;
 pub mod id;

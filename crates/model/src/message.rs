@@ -110,8 +110,8 @@ pub struct DeadLetter {
     pub id: MessageId,
     /// The stream it belonged to.
     pub topic: String,
-    /// Who was to get it.
-    pub to: AgentId,
+    /// Who was to get it; none when what came from a broker could not be read so far.
+    pub to: Option<AgentId>,
     /// Who sent it.
     pub from: Option<AgentId>,
     /// What kind of message.

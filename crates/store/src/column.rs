@@ -96,7 +96,7 @@ pub(crate) fn over_body(task: TaskId, state: TaskState, said: &str) -> String {
 
 /// How long the ids of acknowledged messages are remembered: longer than a sender that did not
 /// hear the answer goes on repeating the message.
-pub(crate) const REMEMBER: Duration = Duration::from_secs(60 * 60);
+pub const REMEMBER: Duration = Duration::from_secs(60 * 60);
 
 /// A list or map in a text column.
 pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {

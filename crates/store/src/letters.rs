@@ -39,7 +39,7 @@ pub trait DeadLetters: Send + Sync + 'static {
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>>;
 
     /// Sends a dead letter again, under a new id and without its time limit. Answers that id;
-    /// `None` when there is no such letter.
+    /// `None` when there is no such letter, or nobody to send it to.
     async fn revive(&self, id: MessageId) -> Result<Option<MessageId>>;
 
     /// Forgets a dead letter. Answers whether it was there.

@@ -19,6 +19,7 @@
 pub mod access;
 mod allowance;
 mod bell;
+mod bus;
 mod column;
 mod error;
 mod figures;
@@ -34,6 +35,8 @@ pub mod workflows;
 
 pub use access::Access;
 pub use bell::{Mails, Wake, Wakes, Words};
+pub use bus::{BusRecord, BusStore, Received};
+pub use column::REMEMBER;
 pub use error::Error;
 pub use figures::{Figures, Queue, Snapshot};
 pub use letters::{DEAD_FOR, DeadLetters, Rejection};
@@ -68,6 +71,7 @@ pub trait Store:
     + Supervision
     + Messages
     + DeadLetters
+    + BusStore
     + Workflows
     + Access
     + Figures
@@ -83,6 +87,7 @@ impl<T> Store for T where
         + Supervision
         + Messages
         + DeadLetters
+        + BusStore
         + Workflows
         + Access
         + Figures

@@ -6,13 +6,19 @@ use std::fmt;
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::{Api, Plan, StoreKind};
+use super::{Api, Plan, StoreKind, bus};
 use crate::Duration;
 use crate::access::AccessMode;
 
 /// Environment variables that set a value of the plan, and the key that they set.
-const VARIABLES: [(&str, &str); 2] =
-    [("DATABASE_URL", "store.url"), ("DATABASE_MAX_POOL_SIZE", "store.max_pool_size")];
+const VARIABLES: [(&str, &str); 6] = [
+    ("DATABASE_URL", "store.url"),
+    ("DATABASE_MAX_POOL_SIZE", "store.max_pool_size"),
+    ("MESSAGE_BUS_TYPE", "bus.order"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "bus.kafka.bootstrap"),
+    ("KAFKA_PASSWORD", "bus.kafka.password"),
+    ("RABBITMQ_URL", "bus.rabbitmq.urls"),
+];
 
 /// Settings of PostgreSQL that replication and fencing rest on. To let a plan change them would
 /// be to let it switch off its own safety.
@@ -101,7 +107,7 @@ pub enum PlanError {
     },
 }
 
-fn value_error(key: &str, problem: impl Into<String>) -> PlanError {
+pub(super) fn value_error(key: &str, problem: impl Into<String>) -> PlanError {
     PlanError::Value { key: key.to_owned(), problem: problem.into() }
 }
 
@@ -136,6 +142,17 @@ impl EffectivePlan {
                         from_env.insert("store.kind", variable);
                     }
                 }
+                "bus.order" => {
+                    plan.bus.order = bus::read_order(&value).map_err(|error| {
+                        value_error(key, format!("cannot be taken from {variable}: {error}"))
+                    })?;
+                }
+                "bus.kafka.bootstrap" => {
+                    plan.bus.kafka.bootstrap =
+                        value.split(',').map(|address| address.trim().to_owned()).collect();
+                }
+                "bus.kafka.password" => plan.bus.kafka.password = Some(value),
+                "bus.rabbitmq.urls" => plan.bus.rabbitmq.urls = vec![value],
                 _ => {
                     plan.store.max_pool_size = value.parse().map_err(|_| {
                         value_error(key, format!("must be a whole number, but {variable} is not"))
@@ -175,7 +192,12 @@ impl EffectivePlan {
                     None if file_keys.contains_key(&key) => Origin::File,
                     None => Origin::Default,
                 };
-                let value = if key == "store.url" { mask(&value) } else { value };
+                let value = match key.as_str() {
+                    "store.url" | "bus.rabbitmq.management" => mask(&value),
+                    "bus.kafka.password" => "\"***\"".to_owned(),
+                    "bus.rabbitmq.urls" => mask_each(&plan.bus.rabbitmq.urls),
+                    _ => value,
+                };
                 Setting { key, value, origin }
             })
             .collect();
@@ -222,6 +244,13 @@ fn mask(url: &str) -> String {
         format!("?{}\"", all.join("&"))
     });
     format!("{scheme}://{rest}{}", parameters.unwrap_or_default())
+}
+
+/// A list of connection URLs as TOML, without their passwords.
+fn mask_each(urls: &[String]) -> String {
+    let masked: Vec<_> =
+        urls.iter().map(|url| mask(&Value::String(url.clone()).to_string())).collect();
+    format!("[{}]", masked.join(", "))
 }
 
 /// What other machines reach asks who comes, and lets nobody listen.
@@ -332,6 +361,7 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
             return Err(value_error(key, format!("is {value}; it must be from {min} to 1h")));
         }
     }
+    bus::check(&plan.bus)?;
     for key in plan.postgres.settings.keys() {
         let lower = key.to_ascii_lowercase();
         if RESERVED.contains(&lower.as_str()) {

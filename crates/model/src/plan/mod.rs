@@ -1,9 +1,11 @@
 //! The plan: what is deployed, what is promised, who is called. One file, `resurgam.toml`.
 
 mod backup;
+mod bus;
 mod effective;
 
 pub use backup::{Backup, Retention, Vault};
+pub use bus::{BUS_VARIABLE, Bus, BusKind, Kafka, RabbitMq, UnknownBus};
 pub use effective::{EffectivePlan, Origin, PlanError, Setting};
 
 use std::collections::BTreeMap;
@@ -30,6 +32,8 @@ pub struct Plan {
     pub store: Store,
     /// PostgreSQL instances that the deployment runs itself.
     pub postgres: Postgres,
+    /// What carries messages between agents.
+    pub bus: Bus,
     /// How failures are noticed.
     pub detection: Detection,
     /// RTO and RPO per scenario, where they differ from the defaults.

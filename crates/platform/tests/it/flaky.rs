@@ -11,6 +11,7 @@ use resurgam_model::access::{
 use resurgam_model::agent::{
     Agent, AgentPage, AgentQuery, Heartbeat, HeartbeatTerms, Registration,
 };
+use resurgam_model::bus::{BusState, BusWish, Outbox};
 use resurgam_model::limit::Limit;
 use resurgam_model::message::{DeadLetter, Message, NewMessage};
 use resurgam_model::pool::Demand;
@@ -33,9 +34,10 @@ use resurgam_store::workflows::{
     Advanced, ChangedWorkflow, Checkpoint, Defined, Moved, NewWorkflow, Restored, Told,
 };
 use resurgam_store::{
-    Access, Admin, Check, Counted, DeadLetters, Error, Expired, Figures, Fired, LeasesOf, Limits,
-    Mails, Messages, Meters, Order, Promoted, Registered, Registry, Rejection, Result, Schedules,
-    SharedStore, Snapshot, Supervision, Tasks, Wakes, Workflows,
+    Access, Admin, BusRecord, BusStore, Check, Counted, DeadLetters, Error, Expired, Figures,
+    Fired, LeasesOf, Limits, Mails, Messages, Meters, Order, Promoted, Received, Registered,
+    Registry, Rejection, Result, Schedules, SharedStore, Snapshot, Supervision, Tasks, Wakes,
+    Workflows,
 };
 use resurgam_workflow::Definition;
 
@@ -155,6 +157,20 @@ through! {
         fn dead_letters(&self, limit: u32) -> Vec<DeadLetter>;
         fn revive(&self, id: MessageId) -> Option<MessageId>;
         fn forget_letter(&self, id: MessageId) -> bool;
+    }
+    BusStore {
+        fn set_relayed(&self, relayed: bool) -> ();
+        fn lead(&self, relay: &str, lease: Duration) -> bool;
+        fn leave(&self, relay: &str) -> ();
+        fn bus(&self) -> BusRecord;
+        fn note_bus(&self, relay: &str, state: &BusState) -> bool;
+        fn wish(&self, wish: Option<&BusWish>) -> ();
+        fn outgoing(&self, under_way: &[i64], limit: u32) -> Vec<Message>;
+        fn still_waiting(&self, sequences: &[i64]) -> Vec<i64>;
+        fn delivered(&self, ids: &[MessageId]) -> Received;
+        fn arrive(&self, messages: &[NewMessage]) -> ();
+        fn outbox(&self) -> Outbox;
+        fn bury(&self, letters: &[DeadLetter]) -> ();
     }
     Access {
         fn create_token(&self, token: &NewAccessToken, hash: &TokenHash, by: &str) -> AccessToken;

@@ -239,7 +239,7 @@ async fn dead(args: &DeadArgs) -> Result<(), Failure> {
     for letter in &letters {
         table.add_row([
             letter.id.to_string(),
-            letter.to.to_string(),
+            letter.to.as_ref().map(ToString::to_string).unwrap_or_default(),
             letter.from.as_ref().map(ToString::to_string).unwrap_or_default(),
             letter.kind.clone(),
             letter.died_at.to_string(),

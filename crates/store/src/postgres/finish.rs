@@ -33,7 +33,8 @@ macro_rules! finish {
                     '{\"task\":\"' || id || '\",\"state\":\"' || end_state || '\",'
                         || CASE WHEN end_state = 'completed' THEN '\"result\":' || end_result
                             ELSE '\"error\":' || to_json(end_error) END || '}' AS body,
-                    NULL::text AS reply_to, NULL::uuid AS in_reply_to, NULL::bigint AS ttl_ms, n
+                    NULL::text AS reply_to, NULL::uuid AS in_reply_to, NULL::bigint AS ttl_ms,
+                    false AS there, n
                 FROM ",
             $over,
             " WHERE reply_to IS NOT NULL

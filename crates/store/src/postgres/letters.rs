@@ -28,7 +28,9 @@ macro_rules! bury {
             $given_up,
             " ON CONFLICT (id) DO NOTHING
             ), ended AS (
-                UPDATE messages SET acknowledged_at = clock_timestamp(), body = 'null' FROM ",
+                UPDATE messages SET acknowledged_at = clock_timestamp(), body = 'null',
+                    delivered_at = coalesce(messages.delivered_at, clock_timestamp())
+                FROM ",
             $given_up,
             " AS g WHERE messages.sequence = g.sequence
             )"
@@ -48,6 +50,7 @@ impl DeadLetters for PostgresStore {
             "WITH rejected AS MATERIALIZED (
                  SELECT * FROM messages
                  WHERE recipient = $1 AND sequence = ANY ($2) AND acknowledged_at IS NULL
+                   AND delivered_at IS NOT NULL
                  ORDER BY sequence FOR UPDATE
              ), counted AS (
                  UPDATE messages SET rejections = messages.rejections + 1
@@ -99,10 +102,10 @@ impl DeadLetters for PostgresStore {
     async fn revive(&self, id: MessageId) -> Result<Option<MessageId>> {
         let sql = concat!(
             "WITH risen AS MATERIALIZED (
-                 DELETE FROM dead_letters WHERE id = $1 RETURNING *
+                 DELETE FROM dead_letters WHERE id = $1 AND recipient IS NOT NULL RETURNING *
              ), letters AS MATERIALIZED (
                  SELECT $2::uuid AS id, topic, recipient, sender, kind, body, reply_to,
-                     in_reply_to, NULL::bigint AS ttl_ms, 1 AS n
+                     in_reply_to, NULL::bigint AS ttl_ms, false AS there, 1 AS n
                  FROM risen
              ), ",
             deliver!("letters"),
@@ -126,7 +129,7 @@ fn read_dead(row: &Row) -> Result<DeadLetter> {
     Ok(DeadLetter {
         id: MessageId(get(row, "id")?),
         topic: get(row, "topic")?,
-        to: parsed(get(row, "recipient")?)?,
+        to: parsed_if(get(row, "recipient")?)?,
         from: parsed_if(get(row, "sender")?)?,
         kind: get(row, "kind")?,
         body: payload(get(row, "body")?)?,

@@ -23,8 +23,9 @@ use crate::column::{REMEMBER, micros, millis, parsed, parsed_if, payload, time, 
 use crate::{Messages, Result};
 
 /// Two common table expressions, `locks` and `told`, that put the rows of the one named into the
-/// mailboxes: it must have the columns id, topic, recipient, sender, kind, body, reply_to,
-/// in_reply_to, ttl_ms and n, the order.
+/// mailboxes, or into the outbox if there is a relay: it must have the columns id, topic,
+/// recipient, sender, kind, body, reply_to, in_reply_to, ttl_ms, there (into the mailbox in any
+/// case) and n, the order.
 macro_rules! deliver {
     ($letters:literal) => {
         concat!(
@@ -37,9 +38,10 @@ macro_rules! deliver {
                 ) AS mailboxes
             ), told AS (
                 INSERT INTO messages (id, topic, recipient, sender, kind, body, reply_to,
-                    in_reply_to, created_at, expires_at)
+                    in_reply_to, created_at, expires_at, delivered_at)
                 SELECT id, topic, recipient, sender, kind, body, reply_to, in_reply_to,
-                    clock_timestamp(), clock_timestamp() + ttl_ms * interval '1 millisecond'
+                    clock_timestamp(), clock_timestamp() + ttl_ms * interval '1 millisecond',
+                    CASE WHEN there OR NOT (SELECT relayed FROM bus) THEN clock_timestamp() END
                 -- Counting makes sure that all locks are held before the first number is taken.
                 FROM (SELECT count(*) FROM locks) AS held, ",
             $letters,
@@ -59,41 +61,12 @@ macro_rules! message_columns {
          (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_at"
     };
 }
+pub(super) use message_columns;
 
 #[async_trait]
 impl Messages for PostgresStore {
     async fn send(&self, messages: &[NewMessage]) -> Result<()> {
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<_> = messages.iter().map(|m| m.id.0).collect();
-        let topics: Vec<_> = messages.iter().map(|m| m.topic.as_str()).collect();
-        let to: Vec<_> = messages.iter().map(|m| m.to.as_str()).collect();
-        let from: Vec<_> = messages.iter().map(|m| m.from.as_ref().map(AgentId::as_str)).collect();
-        let kinds: Vec<_> = messages.iter().map(|m| m.kind.as_str()).collect();
-        let bodies: Vec<_> = messages.iter().map(|m| m.body.json()).collect();
-        let reply_to: Vec<_> =
-            messages.iter().map(|m| m.reply_to.as_ref().map(AgentId::as_str)).collect();
-        let in_reply_to: Vec<_> = messages.iter().map(|m| m.in_reply_to.map(|id| id.0)).collect();
-        let ttls: Vec<_> = messages.iter().map(|m| m.ttl.map(millis)).collect();
-        let sql = concat!(
-            "WITH letters AS MATERIALIZED (
-                SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                            $7::text[], $8::uuid[], $9::bigint[])
-                    WITH ORDINALITY AS l (id, topic, recipient, sender, kind, body, reply_to,
-                                          in_reply_to, ttl_ms, n)
-            ), ",
-            deliver!("letters"),
-            " SELECT 1"
-        );
-        self.query(
-            "send messages",
-            sql,
-            &[&ids, &topics, &to, &from, &kinds, &bodies, &reply_to, &in_reply_to, &ttls],
-        )
-        .await?;
-        self.ring_mail(messages.iter().map(|message| message.to.clone()).collect());
-        Ok(())
+        self.put(messages, false).await
     }
 
     async fn receive(
@@ -107,7 +80,12 @@ impl Messages for PostgresStore {
             message_columns!(),
             " FROM messages
              WHERE recipient = $1 AND sequence > $2 AND acknowledged_at IS NULL
+               AND delivered_at IS NOT NULL
                AND (expires_at IS NULL OR expires_at > clock_timestamp())
+               -- What is still on the way goes first.
+               AND sequence < coalesce(
+                   (SELECT min(sequence) FROM messages
+                    WHERE recipient = $1 AND delivered_at IS NULL), 9223372036854775807)
              ORDER BY sequence LIMIT $3"
         );
         let (after, limit) = (after.unwrap_or(i64::MIN), i64::from(limit));
@@ -136,6 +114,45 @@ impl Messages for PostgresStore {
         let most = i64::try_from(sequences.len()).unwrap_or(i64::MAX).saturating_mul(2);
         let params = [&agent.as_str() as _, &sequences as _, &micros(REMEMBER) as _, &most as _];
         self.query("acknowledge messages", sql, &params).await?;
+        Ok(())
+    }
+}
+
+impl PostgresStore {
+    /// Puts messages into the outbox, or, if there is no relay or they are `there` already, into
+    /// the mailboxes; and tells of them: the relay, or whoever waits for them.
+    pub(super) async fn put(&self, messages: &[NewMessage], there: bool) -> Result<()> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = messages.iter().map(|m| m.id.0).collect();
+        let topics: Vec<_> = messages.iter().map(|m| m.topic.as_str()).collect();
+        let to: Vec<_> = messages.iter().map(|m| m.to.as_str()).collect();
+        let from: Vec<_> = messages.iter().map(|m| m.from.as_ref().map(AgentId::as_str)).collect();
+        let kinds: Vec<_> = messages.iter().map(|m| m.kind.as_str()).collect();
+        let bodies: Vec<_> = messages.iter().map(|m| m.body.json()).collect();
+        let reply_to: Vec<_> =
+            messages.iter().map(|m| m.reply_to.as_ref().map(AgentId::as_str)).collect();
+        let in_reply_to: Vec<_> = messages.iter().map(|m| m.in_reply_to.map(|id| id.0)).collect();
+        let ttls: Vec<_> = messages.iter().map(|m| m.ttl.map(millis)).collect();
+        let sql = concat!(
+            "WITH letters AS MATERIALIZED (
+                SELECT *, $10::boolean AS there
+                FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                            $7::text[], $8::uuid[], $9::bigint[])
+                    WITH ORDINALITY AS l (id, topic, recipient, sender, kind, body, reply_to,
+                                          in_reply_to, ttl_ms, n)
+            ), ",
+            deliver!("letters"),
+            " SELECT 1"
+        );
+        self.query(
+            "send messages",
+            sql,
+            &[&ids, &topics, &to, &from, &kinds, &bodies, &reply_to, &in_reply_to, &ttls, &there],
+        )
+        .await?;
+        self.ring_mail(messages.iter().map(|message| message.to.clone()).collect());
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use super::{PostgresStore, get};
 use crate::{Error, Result};
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("../../migrations/postgres/0001_initial.sql"),
     include_str!("../../migrations/postgres/0002_queue.sql"),
     include_str!("../../migrations/postgres/0003_registry.sql"),
@@ -14,6 +14,7 @@ const MIGRATIONS: [&str; 7] = [
     include_str!("../../migrations/postgres/0005_workflow.sql"),
     include_str!("../../migrations/postgres/0006_supervision.sql"),
     include_str!("../../migrations/postgres/0007_letters.sql"),
+    include_str!("../../migrations/postgres/0008_bus.sql"),
 ];
 
 /// A migration may have to rewrite a table, and wait for another process that does.

@@ -7,6 +7,7 @@
 mod access;
 mod advance;
 mod bell;
+mod bus;
 mod changes;
 mod checkpoints;
 mod claim;

@@ -72,6 +72,7 @@ fn reject(
     let mut count = c.prepare_cached(
         "UPDATE messages SET rejections = rejections + 1
          WHERE sequence = ?1 AND recipient = ?2 AND acknowledged_at IS NULL
+           AND delivered_at IS NOT NULL
          RETURNING rejections",
     )?;
     let mut dead = 0;
@@ -115,7 +116,8 @@ fn give_up(c: &Connection, sequence: i64, why: &str) -> Result<(), Fault> {
     )?
     .execute(params![sequence, why, now])?;
     c.prepare_cached(
-        "UPDATE messages SET acknowledged_at = ?2, body = 'null' WHERE sequence = ?1",
+        "UPDATE messages SET acknowledged_at = ?2, body = 'null',
+             delivered_at = coalesce(delivered_at, ?2) WHERE sequence = ?1",
     )?
     .execute(params![sequence, now])?;
     Ok(())
@@ -126,9 +128,10 @@ fn revive(c: &Connection, id: MessageId) -> Result<Option<(MessageId, AgentId)>,
     let recipient: Option<String> = c
         .prepare_cached(
             "INSERT INTO messages (id, topic, recipient, sender, kind, body, reply_to, in_reply_to,
-                 created_at)
-             SELECT ?2, topic, recipient, sender, kind, body, reply_to, in_reply_to, ?3
-             FROM dead_letters WHERE id = ?1
+                 created_at, delivered_at)
+             SELECT ?2, topic, recipient, sender, kind, body, reply_to, in_reply_to, ?3,
+                 CASE WHEN (SELECT relayed FROM bus) THEN NULL ELSE ?3 END
+             FROM dead_letters WHERE id = ?1 AND recipient IS NOT NULL
              RETURNING recipient",
         )?
         .query_row(params![id.0.as_bytes(), new.0.as_bytes(), now()], |row| row.get(0))
@@ -142,7 +145,7 @@ fn read_dead(row: &Row<'_>) -> Result<DeadLetter, Fault> {
     Ok(DeadLetter {
         id: MessageId(id(row, "id")?),
         topic: get(row, "topic")?,
-        to: parsed(&get::<String>(row, "recipient")?)?,
+        to: parsed_if(get::<Option<String>>(row, "recipient")?.as_deref())?,
         from: parsed_if(get::<Option<String>>(row, "sender")?.as_deref())?,
         kind: get(row, "kind")?,
         body: payload(get(row, "body")?)?,

@@ -20,7 +20,7 @@ impl Messages for SqliteStore {
         let letters = messages.to_vec();
         let request = move |c: &Connection| {
             let now = now();
-            letters.iter().try_for_each(|message| insert(c, message, now))
+            letters.iter().try_for_each(|message| insert(c, message, now, false))
         };
         self.writer.run("send messages", request).await?;
         self.ring_mail(messages.iter().map(|message| message.to.clone()));
@@ -38,7 +38,11 @@ impl Messages for SqliteStore {
             let mut statement = c.prepare_cached(
                 "SELECT * FROM messages
                  WHERE recipient = ?1 AND sequence > ?2 AND acknowledged_at IS NULL
-                   AND (expires_at IS NULL OR expires_at > ?4)
+                   AND delivered_at IS NOT NULL AND (expires_at IS NULL OR expires_at > ?4)
+                   -- What is still on the way goes first.
+                   AND sequence < coalesce(
+                       (SELECT min(sequence) FROM messages
+                        WHERE recipient = ?1 AND delivered_at IS NULL), 9223372036854775807)
                  ORDER BY sequence LIMIT ?3",
             )?;
             let after = after.unwrap_or(i64::MIN);
@@ -67,14 +71,23 @@ pub(super) fn reply(
     now: i64,
 ) -> Result<(), Fault> {
     let body = Payload::from_json(body).map_err(|error| Error::Corrupt(error.to_string()))?;
-    insert(c, &NewMessage { body, ..NewMessage::new(to.clone(), kind) }, now)
+    insert(c, &NewMessage { body, ..NewMessage::new(to.clone(), kind) }, now, false)
 }
 
-fn insert(c: &Connection, message: &NewMessage, now: i64) -> Result<(), Fault> {
+/// Puts a message into the outbox, or, if there is no relay or it is `there` already, into the
+/// mailbox.
+pub(super) fn insert(
+    c: &Connection,
+    message: &NewMessage,
+    now: i64,
+    there: bool,
+) -> Result<(), Fault> {
+    let relayed =
+        !there && c.prepare_cached("SELECT relayed FROM bus")?.query_row([], |row| row.get(0))?;
     let mut statement = c.prepare_cached(
         "INSERT INTO messages (id, topic, recipient, sender, kind, body, reply_to, in_reply_to,
-             created_at, expires_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (id) DO NOTHING",
+             created_at, expires_at, delivered_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (id) DO NOTHING",
     )?;
     statement.execute(params![
         message.id.0.as_bytes(),
@@ -87,6 +100,7 @@ fn insert(c: &Connection, message: &NewMessage, now: i64) -> Result<(), Fault> {
         message.in_reply_to.as_ref().map(|id| id.0.as_bytes()),
         now,
         message.ttl.map(|ttl| now.saturating_add(micros(ttl))),
+        (!relayed).then_some(now),
     ])?;
     Ok(())
 }
@@ -111,7 +125,7 @@ fn acknowledge(c: &Connection, agent: &AgentId, sequences: &[i64]) -> Result<(),
     Ok(())
 }
 
-fn read_message(row: &Row<'_>) -> Result<Message, Fault> {
+pub(super) fn read_message(row: &Row<'_>) -> Result<Message, Fault> {
     Ok(Message {
         sequence: get(row, "sequence")?,
         id: MessageId(id(row, "id")?),

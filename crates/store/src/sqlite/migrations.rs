@@ -6,7 +6,7 @@ use super::fault::Fault;
 use crate::Error;
 
 /// Every version of the schema, the first one first.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../migrations/sqlite/0002_queue.sql"),
     include_str!("../../migrations/sqlite/0003_registry.sql"),
@@ -14,6 +14,7 @@ const MIGRATIONS: [&str; 7] = [
     include_str!("../../migrations/sqlite/0005_workflow.sql"),
     include_str!("../../migrations/sqlite/0006_supervision.sql"),
     include_str!("../../migrations/sqlite/0007_letters.sql"),
+    include_str!("../../migrations/sqlite/0008_bus.sql"),
 ];
 
 /// Runs inside the writer's immediate transaction: of several processes that start at once, one

@@ -5,6 +5,7 @@
 
 mod access;
 mod advance;
+mod bus;
 mod checkpoints;
 mod claim;
 mod connection;

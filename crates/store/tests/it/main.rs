@@ -11,6 +11,7 @@
 
 mod access;
 mod admin;
+mod bus;
 mod concurrency;
 mod figures;
 mod fixture;
