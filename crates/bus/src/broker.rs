@@ -7,8 +7,8 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use jiff::Timestamp;
 use resurgam_model::MessageId;
+pub use resurgam_model::bus::Observation;
 
 /// What calls to a broker return.
 pub type BrokerResult<T> = std::result::Result<T, BrokerError>;
@@ -79,27 +79,6 @@ pub trait Arrivals: Send {
     /// Everything that [`Arrivals::next`] has given so far is done with: it does not come again,
     /// also after a crash. What is not settled comes again.
     async fn settle(&mut self) -> BrokerResult<()>;
-}
-
-/// What a broker says of itself.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Observation {
-    /// When it was asked.
-    pub at: Timestamp,
-    /// Nodes that answer.
-    pub nodes: Vec<String>,
-    /// Nodes that are known and do not answer.
-    pub missing: Vec<String>,
-    /// Who leads the cluster, if anybody.
-    pub controller: Option<String>,
-    /// Partitions, or queues with replicas, that have fewer replicas than they should.
-    pub under_replicated: u32,
-    /// Partitions or queues that cannot be used.
-    pub offline: u32,
-    /// Messages that wait for our consumers.
-    pub lag: Option<u64>,
-    /// What is wrong, each a sentence for people: alarms, full disks, too few replicas.
-    pub findings: Vec<String>,
 }
 
 /// What went wrong with a broker. Texts never hold a password.

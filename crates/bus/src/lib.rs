@@ -13,6 +13,9 @@
 
 pub mod broker;
 mod embedded;
+pub mod kafka;
+pub mod rabbitmq;
+pub mod relay;
 
 pub use embedded::EmbeddedBus;
 

@@ -40,10 +40,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// PostgreSQL's programs are missing or too old.
+    /// Programs of others that are needed are missing or too old.
     #[error("{0}")]
     Programs(String),
-    /// One of PostgreSQL's programs failed.
+    /// One of them failed.
     #[error("{program} failed ({status}): {output}")]
     Program {
         /// Which.

@@ -5,6 +5,7 @@
 //! PostgreSQL server: it starts the server, holds its lease, and makes sure that a server whose
 //! lease has ended cannot accept a write.
 
+pub mod brokers;
 pub mod local;
 pub mod postgres;
 
@@ -67,6 +68,20 @@ pub enum ComponentKind {
     Worker,
     /// A PostgreSQL server with its keeper.
     Postgres,
+    /// A broker of Kafka.
+    Kafka,
+    /// A node of RabbitMQ.
+    #[serde(rename = "rabbitmq")]
+    RabbitMq,
+}
+
+impl ComponentKind {
+    /// Whether it keeps data for others, so that it ends last, and is started again only when it
+    /// is named.
+    #[must_use]
+    pub fn keeps_data(self) -> bool {
+        matches!(self, Self::Postgres | Self::Kafka | Self::RabbitMq)
+    }
 }
 
 /// Whether a component runs.

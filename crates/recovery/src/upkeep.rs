@@ -16,11 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Who is started again when, so that whoever is needed by others comes first. Databases only when
-/// they are named: the end of a primary is a failover.
+/// Who is started again when, so that whoever is needed by others comes first. What keeps data only
+/// when it is named: the end of a primary is a failover.
 pub(crate) fn in_turn(components: &[Component], named: &[ComponentName]) -> Vec<ComponentName> {
     let turn = |kind: ComponentKind| match kind {
-        ComponentKind::Postgres => 0,
+        ComponentKind::Postgres | ComponentKind::Kafka | ComponentKind::RabbitMq => 0,
         ComponentKind::Registry => 1,
         ComponentKind::Supervisor => 2,
         ComponentKind::Api => 3,
@@ -29,7 +29,7 @@ pub(crate) fn in_turn(components: &[Component], named: &[ComponentName]) -> Vec<
     let mut these: Vec<_> = components
         .iter()
         .filter(|component| match named {
-            [] => component.kind != ComponentKind::Postgres,
+            [] => !component.kind.keeps_data(),
             named => named.contains(&component.name),
         })
         .filter(|component| !component.state.is_on_purpose())
@@ -106,7 +106,7 @@ impl Controller {
                 return Ok(true);
             };
             let answers = component.address.is_none()
-                || component.kind == ComponentKind::Postgres
+                || component.kind.keeps_data()
                 || self
                     .board
                     .borrow()

@@ -10,7 +10,7 @@
 mod logs;
 mod ports;
 mod router;
-mod spawner;
+pub(crate) mod spawner;
 mod supervise;
 
 pub use ports::free_address;
@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use resurgam_model::ComponentName;
 use tokio::sync::watch;
 
-use crate::{Component, ComponentKind, Deployment, Error, Result};
+use crate::{Component, Deployment, Error, Result};
 use supervise::Supervised;
 
 type Components = Arc<Mutex<BTreeMap<ComponentName, Arc<Supervised>>>>;
@@ -158,13 +158,13 @@ impl LocalDeployment {
         self.changed.subscribe()
     }
 
-    /// Ends every component, the databases last so that the others can say goodbye to them, and
-    /// waits until all are gone.
+    /// Ends every component, those that keep data last so that the others can say goodbye to
+    /// them, and waits until all are gone.
     pub async fn shutdown(&self) {
         for databases in [false, true] {
             let these: Vec<_> = lock(&self.components)
                 .values()
-                .filter(|component| (component.kind() == ComponentKind::Postgres) == databases)
+                .filter(|component| (component.kind().keeps_data()) == databases)
                 .cloned()
                 .collect();
             let orders: Vec<_> = these.iter().map(|component| component.order_stop()).collect();

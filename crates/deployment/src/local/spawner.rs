@@ -56,10 +56,16 @@ impl Spawner {
     }
 }
 
-#[allow(unsafe_code, reason = "only a closure run between fork and exec can set the death signal")]
 fn spawn(mut command: std::process::Command) -> io::Result<Child> {
-    let parent = rustix::process::getpid();
     command.process_group(0);
+    die_with_parent(&mut command);
+    Command::from(command).kill_on_drop(true).spawn()
+}
+
+/// Has the kernel kill the child when the thread that starts it ends.
+#[allow(unsafe_code, reason = "only a closure run between fork and exec can set the death signal")]
+pub(crate) fn die_with_parent(command: &mut std::process::Command) {
+    let parent = rustix::process::getpid();
     // SAFETY: the closure makes two system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
@@ -71,5 +77,4 @@ fn spawn(mut command: std::process::Command) -> io::Result<Child> {
             Ok(())
         });
     }
-    Command::from(command).kill_on_drop(true).spawn()
 }

@@ -315,6 +315,9 @@ pub fn subject(kind: ComponentKind, name: &ComponentName) -> Option<(Scenario, C
             let pool = name.as_str().rsplit_once('-').map_or(name.as_str(), |(pool, _)| pool);
             Some((Scenario::WorkerPool, ComponentName::new(pool).ok()?))
         }
-        ComponentKind::Supervisor | ComponentKind::Postgres => None,
+        ComponentKind::Supervisor
+        | ComponentKind::Postgres
+        | ComponentKind::Kafka
+        | ComponentKind::RabbitMq => None,
     }
 }

@@ -1,0 +1,119 @@
+//! RabbitMQ, with a real node.
+
+use std::sync::Arc;
+
+use resurgam_bus::broker::{Broker, BrokerError};
+use resurgam_bus::rabbitmq::{Rabbit, RabbitSettings};
+use resurgam_testing::ScratchRabbit;
+
+use crate::carriers::{self, PATIENCE, TIMEOUT, parcel, ready, receive};
+
+fn shared() -> &'static ScratchRabbit {
+    ScratchRabbit::shared().unwrap()
+}
+
+fn settings(node: &ScratchRabbit, queue: &str) -> RabbitSettings {
+    RabbitSettings {
+        urls: vec![node.url().to_owned()],
+        queue: queue.to_owned(),
+        quorum: false,
+        management: Some(node.management().to_owned()),
+        timeout: TIMEOUT,
+    }
+}
+
+fn rabbit(node: &ScratchRabbit, queue: &str) -> Arc<Rabbit> {
+    Rabbit::new(settings(node, queue))
+}
+
+#[tokio::test]
+async fn it_carries_in_order_until_settled() {
+    carriers::carries_in_order_until_settled(rabbit(shared(), "in-order")).await;
+}
+
+#[tokio::test]
+async fn its_quorum_queues_do_so_too() {
+    let quorum = RabbitSettings { quorum: true, ..settings(shared(), "quorum") };
+    carriers::carries_in_order_until_settled(Rabbit::new(quorum)).await;
+    // Others are not taken for them.
+    let error = rabbit(shared(), "quorum").prepare().await.unwrap_err();
+    assert!(matches!(error, BrokerError::Setup { .. }), "{error}");
+    assert!(error.to_string().contains("delete the queue"), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_named_and_not_shown() {
+    let mut settings = settings(shared(), "credentials");
+    let place = settings.urls[0].rsplit_once('@').unwrap().1.to_owned();
+    settings.urls = vec![format!("amqp://resurgam:hunter2@{place}")];
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    let rabbit = Rabbit::new(settings);
+    for error in [
+        rabbit.prepare().await.unwrap_err(),
+        rabbit.publish(&[parcel("a", "1")]).await.unwrap_err(),
+        rabbit.observe().await.unwrap_err(),
+        rabbit.receive().await.map(drop).unwrap_err(),
+    ] {
+        assert!(matches!(error, BrokerError::Credentials { .. }), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn queues_that_are_not_there_and_queues_of_another_make_are_said_to_be() {
+    let rabbit = rabbit(shared(), "nobody-made-it");
+    let error = rabbit.publish(&[parcel("a", "1")]).await.unwrap_err();
+    assert!(matches!(error, BrokerError::Setup { .. }), "{error}");
+    let error = rabbit.observe().await.unwrap_err();
+    assert!(matches!(error, BrokerError::Setup { .. }), "{error}");
+    let error = rabbit.receive().await.map(drop).unwrap_err();
+    assert!(matches!(error, BrokerError::Setup { .. }), "{error}");
+    let mut settings = settings(shared(), "no-such-host");
+    settings.urls = vec![settings.urls[0].replace("%2f", "elsewhere")];
+    let error = Rabbit::new(settings).prepare().await.unwrap_err();
+    assert!(matches!(error, BrokerError::Setup { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn tls_to_a_port_without_it_is_an_error() {
+    let mut settings = settings(shared(), "tls");
+    settings.urls = vec![settings.urls[0].replace("amqp://", "amqps://")];
+    let error = Rabbit::new(settings).prepare().await.unwrap_err();
+    assert!(matches!(error, BrokerError::Away { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn it_says_how_much_waits_and_which_nodes_there_are() {
+    let rabbit = rabbit(shared(), "waiting");
+    ready(&*rabbit).await;
+    rabbit.publish(&[parcel("a", "1"), parcel("b", "2"), parcel("c", "3")]).await.unwrap();
+    let until = async |wanted: u64| {
+        let seen = async {
+            loop {
+                let seen = rabbit.observe().await.unwrap();
+                if seen.lag == Some(wanted) && seen.nodes.len() == 1 {
+                    return seen;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, seen).await.expect("the number is never seen")
+    };
+    let seen = until(3).await;
+    assert_eq!((seen.offline, seen.under_replicated, &seen.stopped), (0, 0, &None), "{seen:?}");
+    let mut arrivals = rabbit.receive().await.unwrap();
+    receive(&mut *arrivals, 3).await;
+    arrivals.settle().await.unwrap();
+    until(0).await;
+}
+
+#[tokio::test]
+async fn it_says_that_it_is_away_and_never_hangs() {
+    let node = ScratchRabbit::start().unwrap();
+    carriers::says_that_it_is_away(
+        rabbit(&node, "away"),
+        || node.kill().unwrap(),
+        || node.resume().unwrap(),
+    )
+    .await;
+    carriers::never_hangs(rabbit(&node, "frozen"), || node.freeze().unwrap()).await;
+}

@@ -1,0 +1,329 @@
+//! Real brokers for tests, which leave nothing behind.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use resurgam_deployment::brokers::{KafkaNode, KafkaPrograms, Node, RabbitNode, RabbitPrograms};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Longer than a server takes to start, on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until its input ends, which it does when the test process is gone, however it went; then
+/// kills what runs and deletes the folder.
+const CLEANER: &str = r#"
+read -r _
+for file in "$1"/*.pid; do
+    pid=$(cat "$file") && kill -KILL "-$pid"
+done 2>/dev/null
+tries=0
+until rm -rf "$1" 2>/dev/null || [ "$tries" -ge 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+"#;
+
+/// A folder and the processes in it. They do not survive the test process.
+#[derive(Debug)]
+struct Place {
+    folder: PathBuf,
+    cleaner: Child,
+}
+
+impl Place {
+    fn new(prefix: &str) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix(prefix).tempdir()?.keep();
+        let cleaner = Command::new("sh")
+            .args(["-c", CLEANER, "cleaner"])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            // An interrupt from the keyboard is for the tests, not for what cleans up after them.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self { folder, cleaner })
+    }
+
+    /// Starts a process in a group of its own, with its output in a file.
+    fn spawn(&self, name: &str, mut command: Command) -> io::Result<Child> {
+        let log = fs::File::create(self.log(name))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        fs::write(self.folder.join(format!("{name}.pid")), child.id().to_string())?;
+        Ok(child)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.cleaner.stdin.take());
+        let _ = self.cleaner.wait();
+    }
+}
+
+/// A node and the processes of it that run.
+struct Running {
+    name: String,
+    node: Node,
+    address: SocketAddr,
+    server: Option<Child>,
+    companion: Option<Child>,
+}
+
+impl Running {
+    fn start(&mut self, place: &Place) -> io::Result<()> {
+        self.node.prepare().map_err(io::Error::other)?;
+        if self.companion.is_none()
+            && let Some(command) = self.node.companion()
+        {
+            self.companion = Some(place.spawn(&format!("{}-companion", self.name), command)?);
+        }
+        self.server = Some(place.spawn(&self.name, self.node.command())?);
+        Ok(())
+    }
+
+    fn wait(&mut self, place: &Place) -> io::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_err() {
+            let ended = match &mut self.server {
+                Some(server) => server.try_wait()?.is_some(),
+                None => true,
+            };
+            if ended || Instant::now() > until {
+                let said = fs::read_to_string(place.log(&self.name)).unwrap_or_default();
+                return Err(io::Error::other(format!("{} does not start: {said}", self.name)));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = self.server.as_ref().and_then(|server| Pid::from_raw(server.id().cast_signed()));
+        let pid = pid.ok_or_else(|| io::Error::other(format!("{} does not run", self.name)))?;
+        Ok(kill_process_group(pid, signal)?)
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        self.signal(Signal::KILL)?;
+        if let Some(mut server) = self.server.take() {
+            server.wait()?;
+        }
+        Ok(())
+    }
+}
+
+fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+}
+
+/// A cluster of Kafka on the loopback address.
+pub struct ScratchKafka {
+    place: Place,
+    nodes: Mutex<Vec<Running>>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl ScratchKafka {
+    /// Makes and starts a cluster of so many brokers.
+    ///
+    /// # Errors
+    /// When Kafka is not installed or does not start; the text tells what it said.
+    pub fn start(brokers: u16) -> io::Result<Self> {
+        let programs = KafkaPrograms::find(None).map_err(io::Error::other)?;
+        let place = Place::new("resurgam-kafka-")?;
+        let cluster = KafkaNode::new_cluster();
+        let controllers: Vec<_> =
+            (1..=brokers).map(|id| Ok((id, free()?))).collect::<io::Result<_>>()?;
+        let mut nodes = Vec::new();
+        let mut addresses = Vec::new();
+        for id in 1..=brokers {
+            let name = format!("kafka-{id}");
+            let address = free()?;
+            addresses.push(address);
+            let node = Node::Kafka(KafkaNode {
+                programs: programs.clone(),
+                dir: place.folder.join(&name),
+                id,
+                address,
+                controllers: controllers.clone(),
+                cluster: cluster.clone(),
+            });
+            let mut running = Running { name, node, address, server: None, companion: None };
+            running.start(&place)?;
+            nodes.push(running);
+        }
+        nodes.iter_mut().try_for_each(|node| node.wait(&place))?;
+        Ok(Self { place, nodes: Mutex::new(nodes), addresses })
+    }
+
+    /// The one broker that all tests of the process share, each with a topic of its own.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn shared() -> io::Result<&'static Self> {
+        static SHARED: OnceLock<io::Result<ScratchKafka>> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| Self::start(1));
+        shared.as_ref().map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    /// Where its brokers are.
+    #[must_use]
+    pub fn bootstrap(&self) -> Vec<String> {
+        self.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    /// Kills a broker, counted from 0.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&self, broker: usize) -> io::Result<()> {
+        self.with(broker, |node, _| node.kill())
+    }
+
+    /// Stops a broker without ending it: it answers nothing and closes nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self, broker: usize) -> io::Result<()> {
+        self.with(broker, |node, _| node.signal(Signal::STOP))
+    }
+
+    /// Lets a frozen broker go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&self, broker: usize) -> io::Result<()> {
+        self.with(broker, |node, _| node.signal(Signal::CONT))
+    }
+
+    /// Starts a broker again, without waiting until it serves.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn resume(&self, broker: usize) -> io::Result<()> {
+        self.with(broker, Running::start)
+    }
+
+    fn with(
+        &self,
+        broker: usize,
+        act: impl FnOnce(&mut Running, &Place) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = nodes.get_mut(broker);
+        act(node.ok_or_else(|| io::Error::other("there is no such broker"))?, &self.place)
+    }
+}
+
+/// A node of RabbitMQ on the loopback address.
+pub struct ScratchRabbit {
+    place: Place,
+    node: Mutex<Running>,
+    url: String,
+    management: String,
+}
+
+impl ScratchRabbit {
+    /// Makes and starts a node.
+    ///
+    /// # Errors
+    /// When RabbitMQ is not installed or does not start; the text tells what it said.
+    pub fn start() -> io::Result<Self> {
+        let programs = RabbitPrograms::find(None).map_err(io::Error::other)?;
+        let place = Place::new("resurgam-rabbitmq-")?;
+        let node = RabbitNode {
+            programs,
+            dir: place.folder.join("rabbitmq-0"),
+            name: "rabbitmq-0".to_owned(),
+            address: free()?,
+            management: free()?,
+            distribution: free()?.port(),
+            port_mapper: free()?.port(),
+            username: "resurgam".to_owned(),
+            password: uuid::Uuid::new_v4().simple().to_string(),
+        };
+        let (url, address) = (node.url(), node.address);
+        let management = node.management_url();
+        let node = Node::RabbitMq(node);
+        let name = "rabbitmq-0".to_owned();
+        let mut running = Running { name, node, address, server: None, companion: None };
+        running.start(&place)?;
+        running.wait(&place)?;
+        Ok(Self { place, node: Mutex::new(running), url, management })
+    }
+
+    /// The node that all tests of the process share, each with a prefix of its own.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn shared() -> io::Result<&'static Self> {
+        static SHARED: OnceLock<io::Result<ScratchRabbit>> = OnceLock::new();
+        let shared = SHARED.get_or_init(Self::start);
+        shared.as_ref().map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    /// Where it is, with its password.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where its management API is, with its password.
+    #[must_use]
+    pub fn management(&self) -> &str {
+        &self.management
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&self) -> io::Result<()> {
+        self.node().kill()
+    }
+
+    /// Stops it without ending it: it answers nothing and closes nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self) -> io::Result<()> {
+        self.node().signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&self) -> io::Result<()> {
+        self.node().signal(Signal::CONT)
+    }
+
+    /// Starts it again, without waiting until it serves.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn resume(&self) -> io::Result<()> {
+        self.node().start(&self.place)
+    }
+
+    /// The folder with its data and its log.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.place.folder
+    }
+
+    fn node(&self) -> std::sync::MutexGuard<'_, Running> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
