@@ -10,6 +10,7 @@ use http::Method;
 use resurgam_model::agent::{
     Agent, AgentCursor, AgentOrder, AgentPage, AgentQuery, Heartbeat, Registration,
 };
+use resurgam_model::bus::BusStatus;
 use resurgam_model::limit::Limit;
 use resurgam_model::message::{DeadLetter, Message, NewMessage};
 use resurgam_model::schedule::{NewSchedule, Schedule};
@@ -455,6 +456,23 @@ impl Client {
     pub async fn forget_letter(&self, id: MessageId) -> Result<bool> {
         let url = self.url(&format!("dead-letters/{id}"), &[])?;
         removed(self.exchange::<()>(Method::DELETE, url, None, Duration::default()).await)
+    }
+
+    /// How the buses are, and which of them carries messages.
+    pub async fn bus(&self) -> Result<BusStatus> {
+        self.get("bus", &[]).await
+    }
+
+    /// Has messages take another bus. Answers how it was before that was done.
+    pub async fn switch_bus(&self, switch: &wire::BusSwitch) -> Result<BusStatus> {
+        let url = self.url("bus/switch", &[])?;
+        self.call(Method::POST, url, Some(switch), Duration::default()).await
+    }
+
+    /// Has messages take the order of the plan again. Answers how it was before that was done.
+    pub async fn return_bus(&self, order: &wire::BusReturn) -> Result<BusStatus> {
+        let url = self.url("bus/return", &[])?;
+        self.call(Method::POST, url, Some(order), Duration::default()).await
     }
 
     /// Whether the process is alive; says nothing about its store.

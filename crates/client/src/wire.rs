@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use resurgam_model::access::{AccessMode, AccessToken};
 use resurgam_model::agent::{Agent, HeartbeatTerms, MAX_TRAITS};
+use resurgam_model::bus::BusKind;
 use resurgam_model::limit::Limit;
 use resurgam_model::pool::Demand;
 use resurgam_model::schema::{Key, Text};
@@ -399,6 +400,26 @@ pub struct Rejected {
 pub struct Resent {
     /// The new message.
     pub id: MessageId,
+}
+
+/// What `POST /bus/switch` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BusSwitch {
+    /// The bus to use, as long as it can be used.
+    pub to: BusKind,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What `POST /bus/return` takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BusReturn {
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// What `GET /tasks/pending` answers.

@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use resurgam_bus::Bus;
+use resurgam_bus::relay::Relay;
 use resurgam_client::{Client, Patience, chain};
 use resurgam_model::access::AccessMode;
 use resurgam_model::agent::HeartbeatTerms;
+use resurgam_model::message::NewMessage;
 use resurgam_model::{Duration, Role};
 use resurgam_store::SharedStore;
 use tokio::net::TcpListener;
@@ -55,6 +57,8 @@ pub struct ServeSettings {
     pub registry_ca: Option<Vec<u8>>,
     /// What it takes.
     pub limits: Limits,
+    /// What carries messages.
+    pub bus: resurgam_model::plan::Bus,
     /// How often agents must show themselves.
     pub heartbeat: HeartbeatTerms,
     /// How long an agent that is gone is remembered.
@@ -86,6 +90,7 @@ impl ServeSettings {
             registry_url: None,
             registry_ca: None,
             limits: Limits::default(),
+            bus: resurgam_model::plan::Bus::default(),
             heartbeat: HeartbeatTerms::default(),
             forget_gone: Duration::from_secs(24 * 3600),
             checkpoints: None,
@@ -271,6 +276,11 @@ pub async fn serve(
     }
     tracing::info!("ending: requests that have begun are finished");
     background.abort_all();
+    if app.plays(Role::Supervisor) {
+        // Another process may relay at once. If the store is away, the lease runs out.
+        let name = relay_name(&app);
+        let _ = tokio::time::timeout(Duration::from_millis(500).0, app.store.leave(&name)).await;
+    }
     closing.send_replace(true);
     if tokio::time::timeout(drain.0, server).await.is_err() {
         tracing::warn!(after = %drain, "some requests did not end in time");
@@ -318,6 +328,19 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     })
 }
 
+/// Who relays messages here.
+fn relay_name(app: &App) -> String {
+    format!("process {} at {}", std::process::id(), app.settings.listen)
+}
+
+/// Takes messages over the buses of the plan.
+fn relay(app: &Arc<App>) -> Relay {
+    let limits = app.settings.limits.clone();
+    let fits = move |message: &NewMessage| api::fits(std::slice::from_ref(message), &limits);
+    let (store, bus) = (Arc::clone(&app.store), app.settings.bus.clone());
+    Relay::new(store, bus, relay_name(app), Box::new(fits))
+}
+
 /// Brings the schema up to date, as soon as there is a database, and starts what needs it.
 async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     let patience = Patience { max: Duration::from_millis(500), ..Patience::endless() };
@@ -358,6 +381,7 @@ async fn prepare(app: Arc<App>, schema: watch::Sender<Schema>) {
     }
     if app.plays(Role::Supervisor) {
         loops.spawn(supervisor::run(Arc::clone(&app)));
+        loops.spawn(relay(&app).run());
         loops.spawn(workflows::sweep(Arc::clone(&app)));
         if let Some(folder) = app.settings.checkpoints.clone() {
             loops.spawn(checkpoints::run(Arc::clone(&app), folder));

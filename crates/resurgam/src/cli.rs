@@ -65,6 +65,7 @@ pub(crate) enum Command {
     Task(commands::task::TaskArgs),
     Limit(commands::limit::LimitArgs),
     Message(commands::message::MessageArgs),
+    Bus(commands::bus::BusArgs),
     Schedule(commands::schedule::ScheduleArgs),
     Token(commands::token::TokenArgs),
     AuditLog(commands::audit_log::AuditLogArgs),
@@ -73,6 +74,8 @@ pub(crate) enum Command {
     Workflow(crate::commands::workflow::WorkflowArgs),
     #[command(hide = true)]
     Instance(InstanceArgs),
+    #[command(hide = true)]
+    Broker(BrokerArgs),
 }
 
 /// See it work: agents at work, everything killed, everything back, in under a minute.
@@ -275,6 +278,14 @@ pub(crate) struct InstanceArgs {
     /// A setting as name=value.
     #[arg(long = "setting")]
     pub(crate) settings: Vec<String>,
+}
+
+/// Run one node of Kafka or RabbitMQ; started by `up`.
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArgs {
+    /// The file that describes it.
+    #[arg(long)]
+    pub(crate) node: PathBuf,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod audit;
 mod backups;
+mod brokers;
 mod cli;
 mod commands;
 mod failure;
@@ -18,6 +19,7 @@ use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
 use failure::{Failure, code};
+use resurgam_deployment::brokers::{Node, become_node};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -80,6 +82,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Task(args) => commands::task::run(args).await,
         Command::Limit(args) => commands::limit::run(args).await,
         Command::Message(args) => commands::message::run(args).await,
+        Command::Bus(args) => commands::bus::run(args).await,
         Command::Schedule(args) => commands::schedule::run(args).await,
         Command::Token(args) => commands::token::run(args).await,
         Command::Audit(args) => commands::audit::run(args).await,
@@ -88,13 +91,18 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Worker(args) => commands::worker::run(args).await,
         Command::Workflow(args) => commands::workflow::run(args).await,
         Command::Instance(args) => commands::instance::run(args).await,
+        Command::Broker(args) => Err(become_node(&Node::read(&args.node)?).into()),
     }
 }
 
 /// What is logged by default: long-running commands say more by themselves.
 fn level(command: &Command) -> &'static str {
     match command {
-        Command::Up(_) | Command::Serve(_) | Command::Worker(_) | Command::Instance(_) => "info",
+        Command::Up(_)
+        | Command::Serve(_)
+        | Command::Worker(_)
+        | Command::Instance(_)
+        | Command::Broker(_) => "info",
         _ => "error",
     }
 }

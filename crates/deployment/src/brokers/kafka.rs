@@ -89,7 +89,8 @@ fn has_kafka(home: &Path) -> bool {
 fn java_version(java: &Path) -> Option<u32> {
     let output = Command::new(java).arg("-version").stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stderr);
-    let version = text.split('"').nth(1)?;
+    // Options from the environment are told of first.
+    let version = text.split_once(" version \"")?.1.split('"').next()?;
     // Before 9 it was 1.8.
     version.split(['.', '-', '+']).find(|part| *part != "1")?.parse().ok()
 }

@@ -26,7 +26,10 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/messages", send)
             .about("Sends messages")
             .details("A message whose `id` is known changes nothing.")
-            .answers_empty(StatusCode::ACCEPTED, "They are in the mailboxes"),
+            .answers_empty(
+                StatusCode::ACCEPTED,
+                "They are in the store, and will be in the mailboxes",
+            ),
         Route::get("/mailbox", receive)
             .about("Reads a mailbox, oldest message first")
             .details("Messages stay until they are acknowledged."),
@@ -34,8 +37,8 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/mailbox/reject", reject)
             .about("Says that an agent can do nothing with messages of its mailbox")
             .details(
-                "They come again, until they were rejected five times: then they are dead \
-                 letters.",
+                "They come again, until they were rejected as often as the plan allows, five \
+                 times if it does not say: then they are dead letters.",
             ),
         Route::get("/dead-letters", dead_letters)
             .about("Messages that were not delivered, the newest first")
@@ -52,12 +55,15 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) async fn send(
     State(app): Shared,
     caller: Caller,
-    Json(MessageBatch { messages }): Json<MessageBatch<Vec<NewMessage>>>,
+    Json(MessageBatch { mut messages }): Json<MessageBatch<Vec<NewMessage>>>,
 ) -> Result<StatusCode, Problem> {
     check::messages(&messages, &app.settings.limits)?;
     for (index, message) in messages.iter().enumerate() {
         let field = format_args!("messages[{index}].from");
         caller.may_send_as(field, message.from.as_ref())?;
+    }
+    for message in &mut messages {
+        message.ttl = message.ttl.or(app.settings.bus.ttl);
     }
     // The store tells the readers.
     app.bus.send(&messages).await?;
@@ -119,10 +125,6 @@ pub(super) async fn acknowledge(
     Ok(NoContent)
 }
 
-/// A message that was rejected so often is a dead letter: enough for what is wrong only now and
-/// then, and not enough to hold up what is behind it for long.
-const MAX_TRIES: u32 = 5;
-
 pub(super) async fn reject(
     State(app): Shared,
     caller: Caller,
@@ -132,7 +134,8 @@ pub(super) async fn reject(
     check::text("reason", &rejection.reason)?;
     caller.may_act_as(&rejection.agent)?;
     let MailRejection { agent, sequences, reason, at_once } = rejection;
-    let rejection = Rejection { reason, max_tries: if at_once { 1 } else { MAX_TRIES } };
+    let max_tries = if at_once { 1 } else { app.settings.bus.max_tries };
+    let rejection = Rejection { reason, max_tries };
     let dead = app.store.reject(&agent, &sequences, &rejection).await?;
     if dead > 0 {
         tracing::warn!(%agent, dead, reason = rejection.reason, "messages became dead letters");

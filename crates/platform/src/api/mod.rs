@@ -22,6 +22,7 @@
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
 //! | `POST /mailbox/acknowledge`, `/reject` | take messages out of a mailbox, or say that they are of no use |
 //! | `GET /dead-letters?limit=`, `POST /dead-letters/{id}/resend`, `DELETE /dead-letters/{id}` | what was not delivered |
+//! | `GET /bus`, `POST /bus/switch`, `/return` | how the buses are, and which is used |
 //! | `GET /metrics` | figures for Prometheus |
 //! | `GET /openapi.json` | the description of all this for programs |
 //! | `GET /tokens?after=&limit=`, `POST /tokens`, `DELETE /tokens/{id}` | who may come in |
@@ -41,6 +42,7 @@
 mod access;
 mod agents;
 mod body;
+mod bus;
 pub(crate) mod check;
 mod health;
 mod limits;
@@ -67,6 +69,7 @@ use axum::routing::MethodRouter;
 use resurgam_bus::Bus;
 use resurgam_client::Client;
 use resurgam_model::agent::{Heartbeat, HeartbeatTerms, Registration};
+use resurgam_model::message::NewMessage;
 use resurgam_model::{AgentId, Capability, Role, TaskId};
 use resurgam_store::SharedStore;
 use tokio::sync::watch;
@@ -76,7 +79,7 @@ pub(crate) use self::access::{Access, Peer, run as keep_access};
 use self::route::Route;
 use crate::gather::Gather;
 use crate::problem::Problem;
-use crate::serve::ServeSettings;
+use crate::serve::{Limits, ServeSettings};
 use crate::streams::Streams;
 use crate::waiting::Waiting;
 
@@ -144,6 +147,7 @@ fn routes() -> Vec<Route> {
     [
         access::routes(),
         agents::routes(),
+        bus::routes(),
         health::routes(),
         limits::routes(),
         messages::routes(),
@@ -157,6 +161,11 @@ fn routes() -> Vec<Route> {
         workflows::routes(),
     ]
     .concat()
+}
+
+/// What is wrong with messages that came another way than over this API.
+pub(crate) fn fits(messages: &[NewMessage], limits: &Limits) -> Result<(), String> {
+    check::messages(messages, limits).map_err(|problem| problem.detail.clone())
 }
 
 /// The routes of the parts that this process plays.

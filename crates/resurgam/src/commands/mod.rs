@@ -6,6 +6,7 @@ pub(crate) mod api;
 pub(crate) mod audit;
 pub(crate) mod audit_log;
 pub(crate) mod backup;
+pub(crate) mod bus;
 pub(crate) mod demo;
 pub(crate) mod drill;
 pub(crate) mod incident;

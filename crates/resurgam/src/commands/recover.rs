@@ -256,7 +256,7 @@ pub(crate) async fn restart(args: RestartArgs) -> Result<u8, Failure> {
     let mut wanted: Vec<_> = before
         .into_iter()
         .filter(|component| match args.components.as_slice() {
-            [] => component.kind != resurgam_deployment::ComponentKind::Postgres,
+            [] => !component.kind.keeps_data(),
             named => named.contains(&component.name),
         })
         .collect();

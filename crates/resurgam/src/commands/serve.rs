@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use resurgam_bus::EmbeddedBus;
 use resurgam_model::Role;
+use resurgam_model::plan::Bus;
 use resurgam_platform::serve::Limits;
 use resurgam_platform::{Direct, ServeSettings, serve};
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ pub(crate) async fn run(args: ServeArgs) -> Result<u8, Failure> {
     settings.registry_url = args.registry;
     settings.checkpoints = args.checkpoints;
     settings.limits = Limits::with_payload(args.max_payload);
+    settings.bus = Bus::from_env(|name| std::env::var(name).ok())
+        .map_err(|error| Failure::usage(error.to_string()))?;
     args.access.apply(&mut settings)?;
     let ready = |address| tracing::info!(%address, "serving");
 

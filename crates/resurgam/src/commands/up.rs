@@ -13,7 +13,7 @@ use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_deployment::{ComponentKind, Deployment};
 use resurgam_model::ComponentName;
 use resurgam_model::access::AccessMode;
-use resurgam_model::plan::{Drills, Plan, StoreKind};
+use resurgam_model::plan::{BUS_VARIABLE, Drills, Plan, StoreKind};
 use resurgam_platform::Secret;
 use resurgam_platform::access::WORKER;
 use resurgam_recovery::controller::{Controller, Parts};
@@ -28,13 +28,13 @@ use tokio::net::TcpListener;
 
 use super::access::INTERNAL;
 use super::api::TOKEN as TOKEN_VARIABLE;
-use crate::backups;
 use crate::cli::UpArgs;
 use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
 use crate::output;
 use crate::plan::Loaded;
 use crate::shutdown;
+use crate::{backups, brokers};
 
 /// The database, the roles' prefix and the state folder are the plan's; the rest of the names
 /// are those of the written procedure.
@@ -163,6 +163,7 @@ impl Up {
 
     async fn add_all(&mut self) -> Result<(), Failure> {
         self.add_postgres().await?;
+        self.add_brokers()?;
         self.add_roles()
     }
 
@@ -209,6 +210,19 @@ impl Up {
         Ok(())
     }
 
+    /// The brokers that this deployment runs itself.
+    fn add_brokers(&mut self) -> Result<(), Failure> {
+        let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let address = |ports: &mut Ports, purpose: &str| ports.address(host, purpose, 0);
+        for (name, kind, node) in brokers::own(&mut self.plan.bus, &self.state, |purpose| {
+            address(&mut self.ports, purpose)
+        })? {
+            let args = vec!["broker".to_owned(), format!("--node={}", node.file.display())];
+            self.add(name, kind, args, Vec::new(), Some(node.address))?;
+        }
+        Ok(())
+    }
+
     /// API, registry, supervisor and workers.
     fn add_roles(&mut self) -> Result<(), Failure> {
         let (mut database, mut env) = (Vec::new(), Vec::new());
@@ -230,6 +244,8 @@ impl Up {
                 database.push(format!("--sqlite={}", file.display()));
             }
         }
+        let bus = self.plan.bus.to_toml().map_err(|error| Failure::new(error.to_string()))?;
+        env.push((BUS_VARIABLE.to_owned(), bus));
         database.push(format!("--pool={}", self.plan.store.max_pool_size));
         database.push(format!("--max-payload={}", self.plan.api.max_payload_bytes));
 

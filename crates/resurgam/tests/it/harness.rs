@@ -75,9 +75,18 @@ impl Place {
     pub(crate) fn prepare(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if ["RESURGAM_", "DATABASE_", "PG", "OTEL_"]
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
+            if [
+                "RESURGAM_",
+                "DATABASE_",
+                "PG",
+                "OTEL_",
+                "MESSAGE_BUS_",
+                "KAFKA_P",
+                "KAFKA_B",
+                "RABBITMQ_",
+            ]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
             {
                 command.env_remove(name);
             }

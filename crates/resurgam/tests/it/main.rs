@@ -12,6 +12,7 @@
 mod access;
 mod backup;
 mod bad_input;
+mod bus;
 mod commands;
 mod controller_killed;
 mod demo;

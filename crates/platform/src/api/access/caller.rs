@@ -65,7 +65,7 @@ impl Caller {
         }
     }
 
-    pub(super) fn actor(&self) -> Actor {
+    pub(crate) fn actor(&self) -> Actor {
         match &self.who {
             Who::Anybody => Actor::nameless(ActorKind::Loopback),
             Who::Platform => Actor::nameless(ActorKind::Internal),
