@@ -15,6 +15,13 @@ pub enum Scenario {
     PostgresPrimary,
     /// The agent registry does not answer.
     AgentRegistry,
+    /// One of several brokers of Kafka is lost.
+    KafkaBroker,
+    /// Kafka is lost as a whole.
+    KafkaCluster,
+    /// RabbitMQ is lost.
+    #[serde(rename = "rabbitmq")]
+    RabbitMq,
     /// Workers died, with or without tasks in their hands.
     WorkerPool,
     /// The API does not answer.
@@ -45,10 +52,13 @@ fn hint(nearest: &Option<Scenario>) -> String {
 
 impl Scenario {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::FullStop,
+        Self::KafkaCluster,
+        Self::KafkaBroker,
+        Self::RabbitMq,
         Self::Api,
         Self::AgentRegistry,
         Self::WorkerPool,
@@ -60,6 +70,9 @@ impl Scenario {
         match self {
             Self::PostgresPrimary => "postgres-primary",
             Self::AgentRegistry => "agent-registry",
+            Self::KafkaBroker => "kafka-broker",
+            Self::KafkaCluster => "kafka-cluster",
+            Self::RabbitMq => "rabbitmq",
             Self::WorkerPool => "worker-pool",
             Self::Api => "api",
             Self::FullStop => "full-stop",
@@ -75,6 +88,13 @@ impl Scenario {
             Self::AgentRegistry => {
                 "the agent registry is gone; agents register again by themselves"
             }
+            Self::KafkaBroker => {
+                "one of several brokers of Kafka is gone; the others go on, and all copies return"
+            }
+            Self::KafkaCluster => {
+                "Kafka is gone as a whole; messages take the next bus, and return"
+            }
+            Self::RabbitMq => "RabbitMQ is gone; messages take another bus, and may take it again",
             Self::WorkerPool => {
                 "workers die with tasks in their hands; the tasks return to the queue"
             }
@@ -90,13 +110,19 @@ impl Scenario {
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
-            Self::PostgresPrimary | Self::Api | Self::FullStop | Self::FullCluster => Severity::P0,
+            Self::PostgresPrimary
+            | Self::Api
+            | Self::FullStop
+            | Self::FullCluster
+            | Self::KafkaBroker
+            | Self::KafkaCluster
+            | Self::RabbitMq => Severity::P0,
             Self::AgentRegistry | Self::WorkerPool => Severity::P1,
         }
     }
 
-    /// The objectives when the plan names no others. PostgreSQL, registry, worker pool and
-    /// the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
+    /// The objectives when the plan names no others. PostgreSQL, the brokers,
+    /// registry, worker pool and the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
     /// the disks whole, so these two take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
     #[must_use]
@@ -107,6 +133,9 @@ impl Scenario {
             }
             Self::FullCluster => {
                 Objectives { rto: Duration::from_secs(30 * 60), rpo: Duration::from_secs(60 * 60) }
+            }
+            Self::KafkaBroker | Self::KafkaCluster | Self::RabbitMq => {
+                Objectives { rto: Duration::from_secs(10 * 60), rpo: Duration::from_secs(0) }
             }
             Self::AgentRegistry | Self::WorkerPool | Self::Api | Self::FullStop => {
                 Objectives { rto: Duration::from_secs(5 * 60), rpo: Duration::from_secs(0) }

@@ -8,12 +8,14 @@ use std::time::Duration;
 use resurgam_client::Client;
 use resurgam_deployment::postgres::Secrets;
 use resurgam_deployment::{Component, Deployment};
+use resurgam_model::bus::{BusKind, BusStatus};
 use resurgam_model::plan::Plan;
 use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::Result;
+use crate::brokers::{self, Brokers};
 use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
 use crate::journal::orders::Order;
@@ -66,6 +68,8 @@ pub struct Controller {
     running: Mutex<BTreeSet<IncidentId>>,
     /// What was seen last of the pool of workers.
     pub(crate) pool: watch::Sender<Option<Pool>>,
+    /// What the API said last of the buses.
+    buses: watch::Sender<Option<BusStatus>>,
     /// The size of the pool of workers that a person has ordered.
     ordered_size: watch::Sender<Option<u16>>,
     /// What people have ordered to be started again.
@@ -83,12 +87,14 @@ impl Controller {
         let (settled, _) = watch::channel(false);
         let (pool, _) = watch::channel(None);
         let (ordered_size, _) = watch::channel(None);
+        let (buses, _) = watch::channel(None);
         Self {
             parts,
             beat,
             board,
             running: Mutex::default(),
             pool,
+            buses,
             ordered_size,
             planned: Mutex::default(),
             settled,
@@ -130,6 +136,21 @@ impl Controller {
         }
     }
 
+    fn brokers(&self) -> Brokers {
+        Brokers {
+            deployment: Arc::clone(&self.parts.deployment),
+            buses: self.buses.subscribe(),
+            plan: self.parts.plan.bus.clone(),
+            platform: Readiness::new(self.parts.api.clone()),
+            journal: self.parts.journal.clone(),
+        }
+    }
+
+    /// What the API said last of the buses.
+    pub(crate) fn buses(&self) -> Option<BusStatus> {
+        self.buses.borrow().clone()
+    }
+
     /// Works until it is dropped.
     ///
     /// # Errors
@@ -169,6 +190,13 @@ impl Controller {
             self.ordered_size.subscribe(),
             self.pool.clone(),
         ));
+        if self.parts.plan.bus.order.iter().any(|kind| *kind != BusKind::Embedded) {
+            let watching = brokers::watch(self.parts.api.clone(), self.buses.clone());
+            parts.spawn(async move {
+                watching.await;
+                Ok(())
+            });
+        }
         parts.spawn(Arc::clone(&self).watch());
         while let Some(ended) = parts.join_next().await {
             match ended {
@@ -276,7 +304,8 @@ impl Controller {
     fn runbook(&self, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
         match scenario {
             Scenario::PostgresPrimary => self.database().map(|database| postgres::steps(&database)),
-            other => processes::steps(&self.processes(), other),
+            other => brokers::steps(&self.brokers(), other)
+                .or_else(|| processes::steps(&self.processes(), other)),
         }
     }
 
@@ -365,6 +394,9 @@ impl Controller {
     fn usual(&self, scenario: Scenario, components: &[Component]) -> Option<ComponentName> {
         if scenario == Scenario::PostgresPrimary {
             return self.authority()?.view().state.primary;
+        }
+        if let Some(bus) = brokers::bus_of(scenario) {
+            return ComponentName::new(bus.as_str()).ok();
         }
         let subjects = components.iter().filter_map(|c| subject(c.kind, &c.name));
         subjects.into_iter().find(|(of, _)| *of == scenario).map(|(_, name)| name)

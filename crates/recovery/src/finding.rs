@@ -1,11 +1,13 @@
 //! What is wrong with a deployment: one incident for each cause.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
-use resurgam_deployment::{Component, RunState};
+use resurgam_deployment::{Component, ComponentKind, RunState};
 use resurgam_model::{ComponentName, Scenario, Timestamp};
 
 use crate::Result;
+use crate::brokers;
 use crate::controller::Controller;
 use crate::journal::NewIncident;
 use crate::postgres::{Verdict, diagnose};
@@ -44,6 +46,15 @@ impl Controller {
         if settled {
             let board = self.board.borrow().clone();
             for component in components {
+                if matches!(component.kind, ComponentKind::Kafka | ComponentKind::RabbitMq) {
+                    let ended = watched.ended(component);
+                    match (ended, self.is_planned(&component.name, ended)) {
+                        (Some(_), true) => watched.brokers.excuse(component, Instant::now()),
+                        (Some(_), false) => watched.brokers.note_end(component, Instant::now()),
+                        (None, _) => {}
+                    }
+                    continue;
+                }
                 let Some((scenario, about)) = subject(component.kind, &component.name) else {
                     continue;
                 };
@@ -72,17 +83,34 @@ impl Controller {
                 });
             }
         }
-        // A full stop under recovery explains the rest.
-        let stopped = self
-            .parts
-            .journal
-            .open_incidents()?
-            .iter()
-            .any(|incident| incident.scenario == Scenario::FullStop);
+        if settled {
+            found.extend(self.find_brokers(components, watched));
+        }
+        // A full stop under recovery explains the rest, and the loss of a cluster that of a broker.
+        let open = self.parts.journal.open_incidents()?;
+        let is_open = |scenario| open.iter().any(|incident| incident.scenario == scenario);
+        let stopped = is_open(Scenario::FullStop);
+        let cluster = is_open(Scenario::KafkaCluster);
         Ok(found
             .into_values()
             .filter(|new| !stopped || new.scenario == Scenario::PostgresPrimary)
+            .filter(|new| !cluster || new.scenario != Scenario::KafkaBroker)
             .collect())
+    }
+
+    fn find_brokers(
+        &self,
+        components: &[Component],
+        watched: &mut Watched,
+    ) -> BTreeMap<Scenario, NewIncident> {
+        let status = self.buses();
+        let found = watched.brokers.find(components, status.as_ref(), Instant::now());
+        let new = |brokers::Found { scenario, cause, first_sign }| {
+            let bus = brokers::bus_of(scenario)?;
+            let component = ComponentName::new(bus.as_str()).ok()?;
+            Some((scenario, NewIncident { scenario, component, cause, first_sign }))
+        };
+        found.into_iter().filter_map(new).collect()
     }
 
     fn find_database(&self) -> Option<NewIncident> {
@@ -115,6 +143,7 @@ fn lives(components: &[Component]) -> BTreeMap<ComponentName, Option<u32>> {
 #[derive(Debug, Default)]
 pub(crate) struct Watched {
     lives: BTreeMap<ComponentName, Option<u32>>,
+    brokers: brokers::Seen,
 }
 
 impl Watched {

@@ -9,6 +9,7 @@
 //! outside, as a person or fate would, and measures with its own eyes what callers see.
 
 pub mod account;
+pub mod brokers;
 pub mod controller;
 pub mod drill;
 mod error;

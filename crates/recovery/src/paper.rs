@@ -85,6 +85,18 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "Agents cannot register, and heartbeats fail.",
             "The pool of workers looks empty, and nothing new is assigned.",
         ],
+        Scenario::KafkaBroker => &[
+            "`resurgam bus status` shows a missing broker, or partitions that lack copies.",
+            "Messages flow on, with one broker less between them and a loss.",
+        ],
+        Scenario::KafkaCluster => &[
+            "`resurgam bus status` shows an open circuit for kafka; messages take another bus, or wait.",
+            "Where no other bus is in the plan, agents hear nothing of each other; tasks go on.",
+        ],
+        Scenario::RabbitMq => &[
+            "`resurgam bus status` shows an open circuit for rabbitmq.",
+            "If messages took it, they take another bus, or wait; if not, the fallback is missing.",
+        ],
         Scenario::WorkerPool => &[
             "Tasks wait although their capability is known; the queue grows.",
             "Leases expire, and tasks are tried again by others.",

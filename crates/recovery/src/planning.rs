@@ -3,9 +3,11 @@
 use resurgam_deployment::postgres::wire::ServerState;
 use resurgam_deployment::{ComponentKind, RunState};
 use resurgam_model::Scenario;
+use resurgam_model::bus::BusKind;
 use resurgam_model::plan::{Ask, Plan};
 use serde::Serialize;
 
+use crate::brokers::bus_of;
 use crate::runbook::{Danger, outline};
 use crate::status::{Health, Postgres, Status};
 
@@ -54,7 +56,10 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
             (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
         }
-        (scenario, _) => processes(scenario, status),
+        (scenario, _) => match bus_of(scenario) {
+            Some(bus) => brokers(bus, status, plan),
+            None => processes(scenario, status),
+        },
     };
     let approval = plan.approval(scenario);
     let asks_before = |danger| match approval.ask {
@@ -186,6 +191,49 @@ fn finds(works: bool, primary: &str) -> String {
     }
 }
 
+/// Lost brokers.
+fn brokers(bus: BusKind, status: &Status, plan: &Plan) -> Parts {
+    if !plan.bus.order.contains(&bus) {
+        let summary = format!("the plan has no bus {bus}; see bus.order");
+        return (false, summary, "nothing".to_owned(), Vec::new());
+    }
+    let kind = crate::brokers::kind_of(bus);
+    let own: Vec<_> =
+        status.components.iter().filter(|health| Some(health.component.kind) == kind).collect();
+    let down: Vec<_> = own
+        .iter()
+        .filter(|health| health.component.state != RunState::Running)
+        .map(|health| health.component.name.to_string())
+        .collect();
+    let restart = match (own.is_empty(), down.is_empty()) {
+        (true, _) => "nothing: the brokers run elsewhere, and are started there".to_owned(),
+        (false, true) => {
+            "nothing, unless one of them runs and is missing from its cluster".to_owned()
+        }
+        (false, false) => format!("start {} again", down.join(", ")),
+    };
+    let others: Vec<_> =
+        plan.bus.order.iter().filter(|other| **other != bus).map(|other| other.as_str()).collect();
+    let carry = match others.as_slice() {
+        [] => format!("wait until messages take {bus} again: the plan has no other bus"),
+        others => format!("make sure that messages flow, over {bus} or {}", others.join(" or ")),
+    };
+    let would = vec![
+        format!("ask the relay and the deployment what {bus} lacks"),
+        "keep how the buses are, and the last lines that the brokers logged".to_owned(),
+        restart,
+        carry,
+        format!("wait until {bus} lacks no broker and no copy"),
+        format!(
+            "wait until messages take {} again, after {}",
+            plan.bus.order.first().copied().unwrap_or(bus),
+            plan.bus.return_after
+        ),
+    ];
+    let loss = "nothing: what was not delivered is in the store";
+    (true, format!("{bus} is brought back while messages take what works"), loss.to_owned(), would)
+}
+
 /// Lost processes.
 fn processes(scenario: Scenario, status: &Status) -> Parts {
     let kinds: &[ComponentKind] = match scenario {
@@ -198,7 +246,11 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
             ComponentKind::Api,
             ComponentKind::Worker,
         ],
-        Scenario::PostgresPrimary | Scenario::FullCluster => &[],
+        Scenario::PostgresPrimary
+        | Scenario::FullCluster
+        | Scenario::KafkaBroker
+        | Scenario::KafkaCluster
+        | Scenario::RabbitMq => &[],
     };
     let these: Vec<&Health> = status
         .components

@@ -6,6 +6,7 @@ use resurgam_backup::vault::{Backup, Proof};
 use resurgam_model::plan::{Ask, Drills, Plan, StoreKind};
 use resurgam_model::report::DrillReport;
 use resurgam_model::{Duration, Scenario, Severity, Timestamp};
+use resurgam_recovery::brokers::bus_of;
 use serde::Serialize;
 
 /// So far ahead the schedule is looked at for its longest gap.
@@ -95,7 +96,10 @@ pub(crate) fn audit(
     let reach: Vec<_> = Scenario::ALL
         .into_iter()
         .filter(|scenario| {
-            *scenario != Scenario::PostgresPrimary || plan.store.kind == StoreKind::Postgres
+            let database = plan.store.kind == StoreKind::Postgres;
+            let has_bus = |bus| plan.bus.order.contains(&bus);
+            (*scenario != Scenario::PostgresPrimary || database)
+                && bus_of(*scenario).is_none_or(has_bus)
         })
         .map(|scenario| reach(plan, scenario, gap, drills))
         .collect();
@@ -149,6 +153,9 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
         // That a person is asked before more is given up bounds nothing: it is gone by then.
         Scenario::PostgresPrimary => {
             (None, "standbys follow without being waited for, however far behind".to_owned())
+        }
+        Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
+            (zero, "what is not delivered is in the store".to_owned())
         }
         Scenario::Api | Scenario::AgentRegistry | Scenario::WorkerPool | Scenario::FullStop => {
             (zero, "what is acknowledged is on disk".to_owned())

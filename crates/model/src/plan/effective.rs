@@ -20,6 +20,11 @@ const VARIABLES: [(&str, &str); 6] = [
     ("RABBITMQ_URL", "bus.rabbitmq.urls"),
 ];
 
+/// The names of the environment variables that go before a plan.
+pub fn variables() -> impl Iterator<Item = &'static str> {
+    VARIABLES.into_iter().map(|(name, _)| name)
+}
+
 /// Settings of PostgreSQL that replication and fencing rest on. To let a plan change them would
 /// be to let it switch off its own safety.
 const RESERVED: [&str; 24] = [

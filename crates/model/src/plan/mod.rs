@@ -6,7 +6,7 @@ mod effective;
 
 pub use backup::{Backup, Retention, Vault};
 pub use bus::{BUS_VARIABLE, Bus, BusKind, Kafka, RabbitMq, UnknownBus};
-pub use effective::{EffectivePlan, Origin, PlanError, Setting};
+pub use effective::{EffectivePlan, Origin, PlanError, Setting, variables};
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use resurgam_deployment::ComponentKind;
 use resurgam_deployment::postgres::Programs;
+use resurgam_model::bus::BusKind;
 use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport, StepStatus};
 use resurgam_model::{AgentId, ComponentName, Scenario, TaskId, Timestamp};
 
@@ -12,6 +13,7 @@ use super::fault::{Process, strike, working_in};
 use super::fence::Witness;
 use super::load::Load;
 use super::subject::Subject;
+use crate::brokers::{bus_of, kind_of, lacks};
 use crate::journal::{Incident, IncidentState};
 use crate::status::{IncidentDetail, Status};
 use crate::{Error, Result};
@@ -28,6 +30,8 @@ const DETECTION: Duration = Duration::from_secs(30);
 const RECOVERY: Duration = Duration::from_secs(300);
 /// How long a worker is given to take a task before it is killed without one.
 const TAKING: Duration = Duration::from_secs(2);
+/// How long brokers may take to be there, and their clusters to be whole.
+const BROKERS: Duration = Duration::from_secs(240);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -72,6 +76,10 @@ impl Drill<'_> {
         self.say("waiting until everything is up");
         let status = self.subject.ready().await?;
         let from = Timestamp::now();
+        if bus_of(scenario).is_some() {
+            self.say("waiting until every broker is there");
+            self.every_broker(&status).await?;
+        }
         self.warm_up(from).await?;
         let struck = match scenario {
             Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
@@ -82,6 +90,9 @@ impl Drill<'_> {
                 self.one_of(&status, scenario, ComponentKind::Registry).await?
             }
             Scenario::Api => self.one_of(&status, scenario, ComponentKind::Api).await?,
+            Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
+                self.brokers(&status, scenario).await?
+            }
         };
         self.say("balancing the books");
         self.report(scenario, kind, &status.kind, from, struck).await
@@ -128,6 +139,70 @@ impl Drill<'_> {
         let at = Timestamp::now();
         let incident = self.recovery(scenario, since).await?;
         Ok(Struck { at, incident, ..Struck::default() })
+    }
+
+    /// Kills one broker of Kafka, all of them, or RabbitMQ.
+    async fn brokers(&self, status: &Status, scenario: Scenario) -> Result<Struck> {
+        let kind = bus_of(scenario).and_then(kind_of);
+        let own: Vec<_> = status
+            .components
+            .iter()
+            .map(|health| &health.component)
+            .filter(|component| Some(component.kind) == kind)
+            .collect();
+        let count = if scenario == Scenario::KafkaBroker { 1 } else { own.len() };
+        let victims: Vec<_> = own
+            .iter()
+            .take(count)
+            .filter_map(|component| component.pid.and_then(Process::find))
+            .collect();
+        if victims.is_empty() || victims.len() < count {
+            return Err(Error::Drill(format!("the brokers that {scenario} is about do not run")));
+        }
+        let names: Vec<_> = own.iter().take(count).map(|c| c.name.to_string()).collect();
+        self.say(&format!("killing {}", names.join(", ")));
+        let since = Timestamp::now();
+        strike(&victims, FaultKind::Kill).await?;
+        let at = Timestamp::now();
+        let incident = self.recovery(scenario, since).await?;
+        Ok(Struck { at, incident, ..Struck::default() })
+    }
+
+    /// Waits until every bus of the plan lacks nothing, and messages take the first.
+    async fn every_broker(&self, status: &Status) -> Result<()> {
+        let deadline = Instant::now() + BROKERS;
+        let order = &self.subject.plan().bus.order;
+        loop {
+            let client = self.subject.api().borrow().clone();
+            let state = client.bus().await.ok().and_then(|status| status.state);
+            let missing = match &state {
+                None => vec!["nothing is known of the buses".to_owned()],
+                Some(state) => {
+                    let mut missing: Vec<_> = state
+                        .buses
+                        .iter()
+                        .filter(|health| health.bus != BusKind::Embedded)
+                        .filter_map(|health| {
+                            let kind = kind_of(health.bus);
+                            let own = status.components.iter();
+                            let own = own.filter(|c| Some(c.component.kind) == kind).count();
+                            lacks(health, own)
+                        })
+                        .collect();
+                    if state.active != order.first().copied() {
+                        missing.push("messages do not take the first bus of the plan".to_owned());
+                    }
+                    missing
+                }
+            };
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Timeout(missing.join("; ")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The tasks are so short that a worker is seldom caught with one. One that is stopped is
@@ -311,7 +386,11 @@ impl Drill<'_> {
             // Writes are what was lost, so the first one that is acknowledged ends the outage.
             Scenario::PostgresPrimary | Scenario::Api => first_write,
             // Writes went on all the time, or are not all: the verified end of the step counts.
-            Scenario::AgentRegistry | Scenario::WorkerPool => restored,
+            Scenario::AgentRegistry
+            | Scenario::WorkerPool
+            | Scenario::KafkaBroker
+            | Scenario::KafkaCluster
+            | Scenario::RabbitMq => restored,
             Scenario::FullStop => restored.max(first_write).filter(|_| restored.is_some()),
             Scenario::FullCluster => struck.back.max(first_write).filter(|_| struck.back.is_some()),
         };

@@ -61,7 +61,11 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
             ],
             &EVERYTHING,
         ),
-        Scenario::PostgresPrimary | Scenario::FullCluster => return None,
+        Scenario::PostgresPrimary
+        | Scenario::FullCluster
+        | Scenario::KafkaBroker
+        | Scenario::KafkaCluster
+        | Scenario::RabbitMq => return None,
     };
     let of = || Of { processes: processes.clone(), kinds, outline };
     Some(vec![

@@ -27,6 +27,9 @@ pub struct Outline {
 pub fn outline(scenario: Scenario) -> &'static [Outline] {
     match scenario {
         Scenario::PostgresPrimary => &crate::postgres::OUTLINE,
+        Scenario::KafkaBroker => &crate::brokers::KAFKA_BROKER,
+        Scenario::KafkaCluster => &crate::brokers::KAFKA_CLUSTER,
+        Scenario::RabbitMq => &crate::brokers::RABBITMQ,
         Scenario::Api => &crate::processes::API,
         Scenario::AgentRegistry => &crate::processes::REGISTRY,
         Scenario::WorkerPool => &crate::processes::WORKERS,

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use comfy_table::Table;
-use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind};
+use resurgam_deployment::brokers::{KafkaPrograms, RabbitPrograms};
+use resurgam_model::bus::BusKind;
+use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind, variables};
 use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport};
 use resurgam_model::{Duration, Scenario};
+use resurgam_recovery::brokers::bus_of;
 use resurgam_recovery::drill::load::{Load, Shape};
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::drill::{Drill, FaultKind, Subject, history};
@@ -244,6 +247,7 @@ impl Ground {
                 file.display()
             )));
         }
+        fits_brokers(&plan, scenario)?;
         let state_dir = loaded.state_dir();
         if scenario == Scenario::FullCluster && plan.backup.vaults.is_empty() {
             return Err(Failure::usage(format!(
@@ -293,10 +297,7 @@ impl Ground {
     pub(crate) async fn start(&self) -> Result<Subject, Failure> {
         // The temporary plan is complete: what the caller's environment says is not for it.
         let env = match &self.temporary {
-            Some(_) => vec![
-                ("DATABASE_URL".to_owned(), String::new()),
-                ("DATABASE_MAX_POOL_SIZE".to_owned(), String::new()),
-            ],
+            Some(_) => variables().map(|name| (name.to_owned(), String::new())).collect(),
             None => Vec::new(),
         };
         let program = std::env::current_exe()?;
@@ -317,6 +318,36 @@ impl Ground {
     }
 }
 
+/// Whether the deployment runs the brokers that the scenario is about.
+fn fits_brokers(plan: &Plan, scenario: Scenario) -> Result<(), Failure> {
+    let bus = &plan.bus;
+    let (kind, own, needed, key) = match scenario {
+        Scenario::KafkaBroker => (BusKind::Kafka, bus.kafka.brokers, 3, "bus.kafka.brokers"),
+        Scenario::KafkaCluster => (BusKind::Kafka, bus.kafka.brokers, 1, "bus.kafka.brokers"),
+        Scenario::RabbitMq => (BusKind::RabbitMq, bus.rabbitmq.nodes, 1, "bus.rabbitmq.nodes"),
+        _ => return Ok(()),
+    };
+    if bus.order.contains(&kind) && own >= needed {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{scenario} needs brokers that the deployment runs itself; set {key} to {needed} or more, and name {kind} in bus.order"
+    )))
+}
+
+/// A plan with brokers of its own, for the scenarios that are about them.
+fn temporary_brokers(scenario: Scenario) -> Result<&'static str, Failure> {
+    if bus_of(scenario).is_none() {
+        return Ok("");
+    }
+    // Before anything is made.
+    KafkaPrograms::find(None)?;
+    RabbitPrograms::find(None)?;
+    Ok(
+        "\n[bus]\norder = [\"kafka\", \"rabbitmq\"]\nclose_after = \"2s\"\nreturn_after = \"5s\"\n\n[bus.kafka]\nbrokers = 3\n\n[bus.rabbitmq]\nnodes = 1\n",
+    )
+}
+
 fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failure> {
     let postgres = match (args.store.as_deref(), scenario) {
         (Some("sqlite"), Scenario::PostgresPrimary) => {
@@ -334,8 +365,9 @@ fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failur
     }
     let store = if postgres { "postgres" } else { "sqlite" };
     Ok(format!(
-        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n",
-        !args.asynchronous
+        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n{}",
+        !args.asynchronous,
+        temporary_brokers(scenario)?
     ))
 }
 

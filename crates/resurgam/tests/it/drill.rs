@@ -82,7 +82,17 @@ fn scenarios_are_listed() {
     let names: Vec<_> = list.as_array().unwrap().iter().map(|s| &s["scenario"]).collect();
     assert_eq!(
         names,
-        ["full-cluster", "postgres-primary", "full-stop", "api", "agent-registry", "worker-pool"]
+        [
+            "full-cluster",
+            "postgres-primary",
+            "full-stop",
+            "kafka-cluster",
+            "kafka-broker",
+            "rabbitmq",
+            "api",
+            "agent-registry",
+            "worker-pool"
+        ]
     );
     for scenario in list.as_array().unwrap() {
         assert_eq!(
@@ -149,6 +159,28 @@ fn the_primary_is_killed_and_commits_did_not_wait() {
     let report = drill(&["postgres-primary", "--asynchronous"]);
     is_complete(&report);
     assert_eq!(steps(&report), FAILOVER);
+}
+
+#[test]
+fn kafka_is_lost_and_messages_take_rabbitmq() {
+    // One broker is enough to be a cluster, and three take the machine from the other tests.
+    let place = Place::for_drills(
+        "[bus]\norder = ['kafka', 'rabbitmq']\nclose_after = '1s'\nreturn_after = '2s'\n\
+         [bus.kafka]\nbrokers = 1\n[bus.rabbitmq]\nnodes = 1\n",
+    );
+    let unfit = place.finish(&["drill", "kafka-broker", "--plan=resurgam.toml"]);
+    assert_eq!(unfit.status.code(), Some(2), "{unfit:?}");
+    assert!(unfit.err.contains("set bus.kafka.brokers to 3 or more"), "{unfit:?}");
+    let ended = place.start(&["drill", "kafka-cluster", "--plan=resurgam.toml", "--json"]);
+    let ended = ended.end(&place, 4 * LONG);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.told(&place));
+    place.assert_nothing_left();
+    let report = ended.json();
+    is_complete(&report);
+    assert_eq!((&report["lost"], &report["duplicated"]), (&0.into(), &0.into()), "{report:#}");
+    assert_eq!(steps(&report), ["confirm", "evidence", "restart", "carry", "whole", "return"]);
+    let carry = &report["steps"][3]["detail"];
+    assert!(carry.as_str().unwrap().contains("a message sent over"), "{report:#}");
 }
 
 #[test]

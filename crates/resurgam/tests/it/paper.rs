@@ -5,8 +5,17 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 6] =
-    ["full-cluster", "postgres-primary", "full-stop", "api", "agent-registry", "worker-pool"];
+const SCENARIOS: [&str; 9] = [
+    "full-cluster",
+    "postgres-primary",
+    "full-stop",
+    "kafka-cluster",
+    "kafka-broker",
+    "rabbitmq",
+    "api",
+    "agent-registry",
+    "worker-pool",
+];
 
 #[test]
 fn the_runbooks_in_the_documents_are_up_to_date() {
