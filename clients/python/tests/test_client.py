@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import uuid
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -142,6 +143,19 @@ def test_messages_are_answered_and_rejected(client: Client) -> None:
     assert client.reject("oracle", [again], "never", at_once=True) == 1
     assert client.reject("oracle", [], "nothing") == 0
     assert client.receive("oracle") == []
+
+
+def test_messages_reach_all_or_any_one(client: Client) -> None:
+    for name, can in (("team/all:1", "paint"), ("team/all:2", "print")):
+        client.register(name, str(uuid.uuid4()), [can])
+    assert client.announce("news", 7, capability="paint", sender="boss", ttl=60.0) == 1
+    (news,) = client.receive("team/all:1", wait=5)
+    assert (news.kind, news.body, news.sender) == ("news", 7, "boss")
+    assert client.announce("news") >= 2
+    assert client.send_to_any("print", "help", {"n": 1}, reply_to="boss") == "team/all:2"
+    assert client.receive("team/all:2", wait=5)[-1].reply_to == "boss"
+    with pytest.raises(Problem, match="no agent"):
+        client.send_to_any("sing", "help")
 
 
 def test_agents_are_listed_and_drained(client: Client) -> None:

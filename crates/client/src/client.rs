@@ -361,6 +361,28 @@ impl Client {
         self.exchange(Method::POST, url, Some(&body), Duration::default()).await.map(drop)
     }
 
+    /// Sends a message to one agent that can do something: the one with the most free places. Answers
+    /// which. `None` if there is none.
+    pub async fn send_to_any(&self, announcement: &wire::Announcement) -> Result<Option<AgentId>> {
+        let url = self.url("messages/any", &[])?;
+        let answer = self.call::<wire::AnnouncedTo, _>(
+            Method::POST,
+            url,
+            Some(announcement),
+            Duration::default(),
+        );
+        Ok(found(answer.await)?.map(|announced| announced.to))
+    }
+
+    /// Sends a message to all agents that are not gone, or to those of them that can do something.
+    /// Answers how many.
+    pub async fn send_to_all(&self, announcement: &wire::Announcement) -> Result<u64> {
+        let url = self.url("messages/all", &[])?;
+        let answer: wire::Announced =
+            self.call(Method::POST, url, Some(announcement), Duration::default()).await?;
+        Ok(answer.agents)
+    }
+
     /// Reads a mailbox, waiting up to `wait` (at most 30 s) until something is in it.
     pub async fn receive(
         &self,

@@ -9,11 +9,14 @@ use resurgam_model::access::{AccessMode, AccessToken};
 use resurgam_model::agent::{Agent, HeartbeatTerms, MAX_TRAITS};
 use resurgam_model::bus::BusKind;
 use resurgam_model::limit::Limit;
+use resurgam_model::message::{NewMessage, default_topic};
 use resurgam_model::pool::Demand;
-use resurgam_model::schema::{Key, Text};
+use resurgam_model::schema::{self, Key, Text};
 use resurgam_model::stuck::StuckTask;
 use resurgam_model::task::{Change, Claim, LeaseRef, TaskCounts, TaskState};
-use resurgam_model::{AgentId, Capability, ClaimId, Duration, InstanceId, MessageId, Role, TaskId};
+use resurgam_model::{
+    AgentId, Capability, ClaimId, Duration, InstanceId, MessageId, Payload, Role, TaskId,
+};
 use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -400,6 +403,83 @@ pub struct Rejected {
 pub struct Resent {
     /// The new message.
     pub id: MessageId,
+}
+
+/// What `POST /messages/any` and `POST /messages/all` take: a message without a receiver.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Announcement {
+    /// Chosen by the sender: announcing the same id again changes nothing for who has it.
+    #[serde(default = "MessageId::new")]
+    #[schemars(transform = schema::without_default)]
+    pub id: MessageId,
+    /// What the receivers must be able to do; needed for any of them, not for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<Capability>,
+    /// The stream it belongs to.
+    #[serde(default = "default_topic")]
+    #[schemars(with = "Key")]
+    pub topic: String,
+    /// Who sends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<AgentId>,
+    /// What kind of message, such as `plan.changed`.
+    #[schemars(with = "Key")]
+    pub kind: String,
+    /// What it says.
+    #[serde(default)]
+    pub body: Payload,
+    /// Whose mailbox an answer is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<AgentId>,
+    /// How long it is of use; then it becomes a dead letter. Without it, for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
+}
+
+impl Announcement {
+    /// An announcement of a kind, with a new id, and nothing else.
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        Self {
+            id: MessageId::new(),
+            capability: None,
+            topic: default_topic(),
+            from: None,
+            kind: kind.to_owned(),
+            body: Payload::default(),
+            reply_to: None,
+            ttl: None,
+        }
+    }
+
+    /// The message that an agent gets of it.
+    #[must_use]
+    pub fn to(&self, agent: &AgentId, id: MessageId) -> NewMessage {
+        NewMessage {
+            id,
+            topic: self.topic.clone(),
+            from: self.from.clone(),
+            body: self.body.clone(),
+            reply_to: self.reply_to.clone(),
+            ttl: self.ttl,
+            ..NewMessage::new(agent.clone(), &self.kind)
+        }
+    }
+}
+
+/// What `POST /messages/any` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AnnouncedTo {
+    /// Who was chosen now. If the id was known, it may have gone to another one before.
+    pub to: AgentId,
+}
+
+/// What `POST /messages/all` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Announced {
+    /// How many agents get it.
+    pub agents: u64,
 }
 
 /// What `POST /bus/switch` takes.

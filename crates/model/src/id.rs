@@ -68,6 +68,19 @@ uuid_id! {
     WorkflowId;
 }
 
+impl MessageId {
+    /// An id that is always the same for the same parts: the 128 bits of the hash FNV-1a over
+    /// them, with a byte between one and the next that is in no text.
+    #[must_use]
+    pub fn derived(parts: &[&[u8]]) -> Self {
+        let bytes = parts.iter().flat_map(|part| part.iter().chain(&[0xff]));
+        let hash = bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+            (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+        });
+        Self(Uuid::from_u128(hash))
+    }
+}
+
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

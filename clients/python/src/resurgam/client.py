@@ -436,6 +436,83 @@ class Client:
         given: str = message["id"]
         return given
 
+    def announce(
+        self,
+        kind: str,
+        body: Json = None,
+        *,
+        capability: Optional[str] = None,
+        sender: Optional[str] = None,
+        topic: Optional[str] = None,
+        id: Optional[str] = None,
+        reply_to: Optional[str] = None,
+        ttl: Optional[float] = None,
+    ) -> int:
+        """Sends a message to all agents that are not gone, and gives how many these are.
+
+        With ``capability``, only to those of them that have it. The same id again changes nothing
+        for those that have it.
+
+        >>> client.announce("plan.changed", {"version": 7})            # doctest: +SKIP
+        """
+        announcement = self._announcement(
+            kind, body, capability, sender, topic, id, reply_to, ttl
+        )
+        answer = self.request("POST", "/messages/all", announcement)
+        agents: int = answer["agents"]
+        return agents
+
+    def send_to_any(
+        self,
+        capability: str,
+        kind: str,
+        body: Json = None,
+        *,
+        sender: Optional[str] = None,
+        topic: Optional[str] = None,
+        id: Optional[str] = None,
+        reply_to: Optional[str] = None,
+        ttl: Optional[float] = None,
+    ) -> str:
+        """Sends a message to one agent that can do something, and gives which.
+
+        That is the one with the most free places, or, if none has a free place, one that is busy. If
+        there is none, the error has status 404.
+
+        >>> client.send_to_any("translate/de-en", "help.wanted")       # doctest: +SKIP
+        'writer-1'
+        """
+        announcement = self._announcement(
+            kind, body, capability, sender, topic, id, reply_to, ttl
+        )
+        answer = self.request("POST", "/messages/any", announcement)
+        to: str = answer["to"]
+        return to
+
+    @staticmethod
+    def _announcement(
+        kind: str,
+        body: Json,
+        capability: Optional[str],
+        sender: Optional[str],
+        topic: Optional[str],
+        id: Optional[str],
+        reply_to: Optional[str],
+        ttl: Optional[float],
+    ) -> Dict[str, Json]:
+        given: Dict[str, Json] = {
+            "id": id or str(uuid.uuid4()),
+            "kind": kind,
+            "body": body,
+            "capability": capability,
+            "from": sender,
+            "topic": topic,
+            "reply_to": reply_to,
+            "ttl": None if ttl is None else length_text(ttl),
+        }
+        needed = ("id", "kind", "body")
+        return {key: value for key, value in given.items() if key in needed or value is not None}
+
     def receive(
         self,
         agent: str,

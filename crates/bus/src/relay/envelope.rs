@@ -93,14 +93,9 @@ pub(super) fn again(message: Message, now: Timestamp) -> Option<NewMessage> {
     })
 }
 
-/// The same id for the same arrival: the 128 bits of the hash FNV-1a over its content, and over
-/// its place, so that two messages that say the same are two.
+/// The same id for the same arrival; by its place, so that two messages that say the same are two.
 fn id_of(arrival: &Arrival) -> MessageId {
-    let bytes = arrival.content.iter().chain(b"@").chain(arrival.place.as_bytes());
-    let hash = bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
-        (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-    });
-    MessageId(uuid::Uuid::from_u128(hash))
+    MessageId::derived(&[&arrival.content, arrival.place.as_bytes()])
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //! | `GET /tasks/stuck` | tasks that run for much longer than usual |
 //! | `GET /pool?capability=&concurrency=&drain_within=` | how many workers tasks need |
 //! | `POST /messages` | send messages |
+//! | `POST /messages/any`, `/messages/all` | send a message to one agent that can do something, or to all |
 //! | `GET /mailbox?agent=&after=&limit=&wait=` | read a mailbox, waiting for one if asked to |
 //! | `POST /mailbox/acknowledge`, `/reject` | take messages out of a mailbox, or say that they are of no use |
 //! | `GET /dead-letters?limit=`, `POST /dead-letters/{id}/resend`, `DELETE /dead-letters/{id}` | what was not delivered |
@@ -41,6 +42,7 @@
 
 mod access;
 mod agents;
+mod announce;
 mod body;
 mod bus;
 pub(crate) mod check;
@@ -147,6 +149,7 @@ fn routes() -> Vec<Route> {
     [
         access::routes(),
         agents::routes(),
+        announce::routes(),
         bus::routes(),
         health::routes(),
         limits::routes(),

@@ -2,6 +2,7 @@
 
 use std::time::{Duration as StdDuration, Instant};
 
+use resurgam_client::wire::Announcement;
 use resurgam_client::worker::Sha256;
 use resurgam_model::message::NewMessage;
 use resurgam_model::task::TaskState;
@@ -45,6 +46,44 @@ async fn they_stay_in_order_until_acknowledged() {
     }
     assert_eq!(client.receive(&reader, None, 10, NOW).await.unwrap(), got[1..]);
     assert_eq!(client.receive(&agent("team/c"), None, 10, NOW).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn one_that_can_do_it_is_told_or_all_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::whole(&dir).await;
+    let client = &server.client;
+    for (name, can) in [("a", "x"), ("b", "x"), ("c", "y")] {
+        register(client, name, can).await;
+    }
+    let mut told = Announcement::new("help");
+    assert!(client.send_to_any(&told).await.is_err(), "it must say what is to be done");
+    told.capability = Some(capability("z"));
+    assert_eq!(client.send_to_any(&told).await.unwrap(), None);
+    told.capability = Some(capability("y"));
+    for _ in 0..2 {
+        assert_eq!(client.send_to_any(&told).await.unwrap(), Some(agent("c")));
+    }
+    let got = client.receive(&agent("c"), None, 10, NOW).await.unwrap();
+    assert_eq!((got.len(), got[0].id, &*got[0].kind), (1, told.id, "help"));
+
+    let mut all = Announcement { from: Some(agent("boss")), ..Announcement::new("news") };
+    for _ in 0..2 {
+        assert_eq!(client.send_to_all(&all).await.unwrap(), 3);
+    }
+    let mut ids = Vec::new();
+    for (name, before) in [("a", 0), ("b", 0), ("c", 1)] {
+        let got = client.receive(&agent(name), None, 10, NOW).await.unwrap();
+        assert_eq!(got.len(), before + 1, "{name}");
+        assert_eq!((&*got[before].kind, &got[before].from), ("news", &all.from));
+        ids.push(got[before].id);
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "each is a message of its own");
+    all = Announcement { capability: Some(capability("x")), ..Announcement::new("news") };
+    assert_eq!(client.send_to_all(&all).await.unwrap(), 2);
+    let empty = Announcement::new("");
+    assert!(client.send_to_all(&empty).await.is_err());
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! `resurgam message`
 
 use clap::{Args, Subcommand};
+use resurgam_client::wire::Announcement;
 use resurgam_model::message::{Message, NewMessage, default_topic};
-use resurgam_model::{AgentId, Duration, MessageId, Payload};
+use resurgam_model::{AgentId, Capability, Duration, MessageId, Payload};
 
 use super::api::ApiArgs;
 use crate::failure::{Failure, code};
@@ -13,6 +14,8 @@ use crate::output;
 /// Examples:
 ///   resurgam message send writer-1 note --body '{"text": "thank you"}' --from boss
 ///   resurgam message send writer-1 question --from boss --ttl 1m --answer-within 10s
+///   resurgam message announce plan.changed --body '{"version": 7}'
+///   resurgam message announce help.wanted --any translate/de-en --from boss
 ///   resurgam message read writer-1 --wait 10s
 ///   resurgam message reject writer-1 42 --reason "no such document"
 ///   resurgam message dead
@@ -28,6 +31,8 @@ pub(crate) struct MessageArgs {
 enum MessageCommand {
     /// Send a message to an agent.
     Send(SendArgs),
+    /// Send a message to all agents, or to any one that can do something.
+    Announce(AnnounceArgs),
     /// Show what waits in a mailbox, without taking it out.
     Read(ReadArgs),
     /// Take messages out of a mailbox.
@@ -67,6 +72,38 @@ struct SendArgs {
     /// when none comes.
     #[arg(long, value_name = "TIME", requires = "from")]
     answer_within: Option<Duration>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+struct AnnounceArgs {
+    /// What kind of message, such as plan.changed.
+    kind: String,
+    /// Only to one agent that has this capability: the one with the most free places.
+    #[arg(long, value_name = "CAPABILITY", conflicts_with = "all")]
+    any: Option<Capability>,
+    /// Only to agents that have this capability.
+    #[arg(long, value_name = "CAPABILITY")]
+    all: Option<Capability>,
+    /// What it says: JSON, or else a text.
+    #[arg(long, value_name = "JSON")]
+    body: Option<String>,
+    /// Who sends it. With tokens, an agent can only send as itself.
+    #[arg(long, value_name = "AGENT")]
+    from: Option<AgentId>,
+    /// The stream it belongs to.
+    #[arg(long, default_value_t = default_topic())]
+    topic: String,
+    /// Whose mailbox answers are for.
+    #[arg(long, value_name = "AGENT")]
+    reply_to: Option<AgentId>,
+    /// How long it is of use; then it becomes a dead letter.
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Duration>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -142,6 +179,7 @@ struct LetterArgs {
 pub(crate) async fn run(args: MessageArgs) -> Result<u8, Failure> {
     match args.command {
         MessageCommand::Send(args) => return send(args).await,
+        MessageCommand::Announce(args) => return announce(args).await,
         MessageCommand::Read(args) => {
             let client = args.api.client()?;
             let came = client.receive(&args.agent, None, args.limit, args.wait).await?;
@@ -207,6 +245,43 @@ async fn send(args: SendArgs) -> Result<u8, Failure> {
         )));
     };
     show(&[answer], args.json)?;
+    Ok(code::OK)
+}
+
+async fn announce(args: AnnounceArgs) -> Result<u8, Failure> {
+    let body = args
+        .body
+        .as_deref()
+        .map(|text| Payload::from_json(text).unwrap_or_else(|_| Payload::from_text(text)));
+    let announcement = Announcement {
+        capability: args.any.clone().or(args.all),
+        topic: args.topic,
+        from: args.from,
+        body: body.unwrap_or_default(),
+        reply_to: args.reply_to,
+        ttl: args.ttl,
+        ..Announcement::new(&args.kind)
+    };
+    let client = args.api.client()?;
+    if let Some(capability) = args.any {
+        let Some(to) = client.send_to_any(&announcement).await? else {
+            return Err(Failure::new(format!(
+                "there is no agent for {capability}; see: resurgam agents list"
+            )));
+        };
+        if args.json {
+            output::json(&serde_json::json!({ "id": announcement.id, "to": to }))?;
+        } else {
+            output::data(&format!("{to} gets it"));
+        }
+        return Ok(code::OK);
+    }
+    let agents = client.send_to_all(&announcement).await?;
+    if args.json {
+        output::json(&serde_json::json!({ "id": announcement.id, "agents": agents }))?;
+    } else {
+        output::data(&format!("{agents} agents get it"));
+    }
     Ok(code::OK)
 }
 

@@ -169,6 +169,11 @@ fn messages_are_sent_answered_rejected_and_sent_again() {
     served.ok(&format!("message send boss answer --from oracle --in-reply-to {question}"));
     assert_eq!(served.json("message read boss")[0]["in_reply_to"], question);
 
+    let nobody = served.command("message announce help --any paint");
+    assert_snapshot!(nobody.err, @"resurgam: there is no agent for paint; see: resurgam agents list");
+    let told = served.ok("message announce news --body 7");
+    assert_snapshot!(told.out, @"0 agents get it");
+
     let gone = served.command("message forget 0198c0de-0000-7000-8000-0000000000aa");
     assert_snapshot!(gone.err, @"resurgam: there is no dead letter 0198c0de-0000-7000-8000-0000000000aa; see `resurgam message dead`");
     served.stop();

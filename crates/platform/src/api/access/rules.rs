@@ -60,6 +60,8 @@ pub(crate) const TABLE: &[(&str, &str, Rule)] = &[
     ("POST", "/tasks/fail", AGENT),
     ("POST", "/tasks/cancel", operator("task.cancel")),
     ("POST", "/tasks/requeue", operator("task.requeue")),
+    ("POST", "/messages/any", AGENT),
+    ("POST", "/messages/all", AGENT),
     ("GET", "/bus", VIEWER),
     ("POST", "/bus/switch", operator("bus.switch")),
     ("POST", "/bus/return", operator("bus.return")),
