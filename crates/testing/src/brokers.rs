@@ -114,6 +114,20 @@ impl Running {
         Ok(kill_process_group(pid, signal)?)
     }
 
+    /// Stops it, and returns when none of its threads runs any more.
+    fn freeze(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)?;
+        let pid = self.server.as_ref().map_or(0, Child::id);
+        let until = Instant::now() + PATIENCE;
+        while !is_stopped(pid)? {
+            if Instant::now() > until {
+                return Err(io::Error::other(format!("{} does not stop", self.name)));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     fn kill(&mut self) -> io::Result<()> {
         self.signal(Signal::KILL)?;
         if let Some(mut server) = self.server.take() {
@@ -121,6 +135,19 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// Whether all threads of a process are stopped.
+fn is_stopped(pid: u32) -> io::Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has just ended runs no more either.
+        let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else { continue };
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if !matches!(state, Some('T' | 't' | 'Z' | 'X')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn free() -> io::Result<SocketAddr> {
@@ -196,7 +223,7 @@ impl ScratchKafka {
     /// # Errors
     /// When it does not run.
     pub fn freeze(&self, broker: usize) -> io::Result<()> {
-        self.with(broker, |node, _| node.signal(Signal::STOP))
+        self.with(broker, |node, _| node.freeze())
     }
 
     /// Lets a frozen broker go on.
@@ -298,7 +325,7 @@ impl ScratchRabbit {
     /// # Errors
     /// When it does not run.
     pub fn freeze(&self) -> io::Result<()> {
-        self.node().signal(Signal::STOP)
+        self.node().freeze()
     }
 
     /// Lets it go on.
