@@ -312,7 +312,10 @@ impl<'a> Leading<'a> {
         self.under_way.extend(batch.iter().map(|message| (message.sequence, now)));
         let outcome = tokio::select! {
             outcome = line.broker.publish(&parcels) => outcome,
-            () = self.fallen(active) => return Ok(true),
+            () = self.fallen(active) => {
+                self.forget(&batch);
+                return Ok(true);
+            }
         };
         match outcome {
             Ok(()) => {}

@@ -192,9 +192,15 @@ impl Switch {
         self.active.is_some() && self.active == best.map(|bus| bus.kind)
     }
 
-    /// Whether nothing new is to be published, because a move is near.
+    /// Whether nothing is to be published: a move is near, or nothing is known of the bus yet.
     pub(super) fn is_held(&self) -> bool {
-        self.draining.is_some()
+        self.draining.is_some() || self.active.is_some_and(|active| !self.is_closed(active))
+    }
+
+    /// Whether the bus in use has not been heard of in this relay's life, and may still be.
+    fn is_unheard(&self, now: Elapsed) -> bool {
+        let early = now.saturating_sub(self.began) < self.policy.patience;
+        early && self.buses.iter().any(|bus| Some(bus.kind) == self.active && !bus.heard)
     }
 
     /// Decides which bus is used. `wish` is what a person wants: a bus, or the order of the plan
@@ -205,6 +211,10 @@ impl Switch {
         under_way: usize,
         now: Elapsed,
     ) -> Option<Moved> {
+        // An unknown bus is neither used nor lost.
+        if self.is_unheard(now) {
+            return None;
+        }
         let lost = self.active.filter(|active| !self.is_closed(*active));
         let target = self.target(wish, lost.is_some(), now);
         let Some((to, reason)) = target else {
@@ -440,7 +450,13 @@ mod tests {
     #[test]
     fn the_next_relay_goes_on_with_the_bus_of_the_last_one() {
         let mut switch = Switch::new(policy(), &[KAFKA, RABBIT], Some(RABBIT), secs(0));
+        switch.succeeded(KAFKA, secs(0));
+        assert_eq!(switch.decide(None, 0, secs(0)), None, "it is not known yet");
+        assert!(switch.is_held());
+        let mut silent = switch.clone();
+        assert_eq!(silent.decide(None, 0, secs(2)).unwrap().to, Some(KAFKA));
         switch.succeeded(RABBIT, secs(0));
+        assert!(!switch.is_held());
         switch.succeeded(KAFKA, secs(0));
         assert_eq!(switch.decide(None, 0, secs(1)), None);
         assert_eq!(switch.active, Some(RABBIT));
@@ -493,7 +509,7 @@ mod tests {
                 let moved = switch.decide(wish, under_way, now);
                 prop_assert_eq!(moved.is_some(), before != switch.active);
                 match switch.active {
-                    Some(active) => prop_assert!(switch.is_closed(active)),
+                    Some(active) => prop_assert!(switch.is_closed(active) && !switch.is_unheard(now)),
                     None if now >= secs(2) => {
                         prop_assert!(!switch.buses.iter().any(Breaker::is_closed));
                     }

@@ -376,7 +376,8 @@ async fn kafka_dies_under_load_and_comes_back_and_nothing_is_lost_doubled_or_out
     plan.rabbitmq.queue = "under-load".to_owned();
     assert_eq!(lines(&plan).len(), 2);
     let _running = run(Relay::new(Arc::clone(&store), plan, "one".to_owned(), fits()));
-    active(&store, Some(BusKind::Kafka)).await;
+    // RabbitMQ may have been there first.
+    let moves = active(&store, Some(BusKind::Kafka)).await.moves;
 
     let agents = 20;
     let sender = {
@@ -422,5 +423,6 @@ async fn kafka_dies_under_load_and_comes_back_and_nothing_is_lost_doubled_or_out
         assert_eq!(*numbers, expected, "agent {to}");
     }
     let state = state(&store).await.unwrap();
-    assert_eq!((state.moves, state.carried_by_store), (2, 0), "{:?}", state.last_moves);
+    let counts = (state.moves - moves, state.carried_by_store);
+    assert_eq!(counts, (2, 0), "{:?}", state.last_moves);
 }
