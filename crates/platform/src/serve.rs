@@ -16,7 +16,7 @@ use resurgam_client::{Client, Patience, chain};
 use resurgam_model::access::AccessMode;
 use resurgam_model::agent::HeartbeatTerms;
 use resurgam_model::message::NewMessage;
-use resurgam_model::{Duration, Role};
+use resurgam_model::{Duration, InstanceId, Role};
 use resurgam_store::SharedStore;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -228,6 +228,7 @@ pub async fn serve(
     let metrics = Metrics::new(store.meters());
     let access = Access::new(&settings.access, Arc::clone(&store));
     let app = Arc::new(App {
+        relay: relay_name(&settings),
         metrics,
         access,
         settings,
@@ -278,8 +279,8 @@ pub async fn serve(
     background.abort_all();
     if app.plays(Role::Supervisor) {
         // Another process may relay at once. If the store is away, the lease runs out.
-        let name = relay_name(&app);
-        let _ = tokio::time::timeout(Duration::from_millis(500).0, app.store.leave(&name)).await;
+        let leaving = app.store.leave(&app.relay);
+        let _ = tokio::time::timeout(Duration::from_millis(500).0, leaving).await;
     }
     closing.send_replace(true);
     if tokio::time::timeout(drain.0, server).await.is_err() {
@@ -328,9 +329,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     })
 }
 
-/// Who relays messages here.
-fn relay_name(app: &App) -> String {
-    format!("process {} at {}", std::process::id(), app.settings.listen)
+/// Who relays messages here. Number and address are for people: in containers they are the same for
+/// many.
+fn relay_name(settings: &ServeSettings) -> String {
+    let life = InstanceId::new();
+    format!("process {} at {}, {life}", std::process::id(), settings.listen)
 }
 
 /// Takes messages over the buses of the plan.
@@ -338,7 +341,7 @@ fn relay(app: &Arc<App>) -> Relay {
     let limits = app.settings.limits.clone();
     let fits = move |message: &NewMessage| api::fits(std::slice::from_ref(message), &limits);
     let (store, bus) = (Arc::clone(&app.store), app.settings.bus.clone());
-    Relay::new(store, bus, relay_name(app), Box::new(fits))
+    Relay::new(store, bus, app.relay.clone(), Box::new(fits))
 }
 
 /// Brings the schema up to date, as soon as there is a database, and starts what needs it.

@@ -97,7 +97,8 @@ fn lost(
         .filter_map(|id| ours.remove(id))
         .filter(|message| {
             let age = Duration::try_from(now.duration_since(message.created_at));
-            age.is_ok_and(|age| age < REMEMBER.0)
+            // Half of the time that ids are remembered, for clocks that differ.
+            age.is_ok_and(|age| age < REMEMBER.0 / 2)
         })
         .collect();
     lost.sort_by_key(|message| message.sequence);

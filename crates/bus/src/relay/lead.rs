@@ -18,6 +18,8 @@ use crate::broker::{Broker, BrokerError, BrokerResult, Parcel};
 const LEASE: Duration = Duration::from_secs(3);
 /// How often it makes itself heard, and how often another one tries to take over.
 const RENEW: Duration = Duration::from_millis(750);
+/// How often what still waits for a relay is delivered when there is none.
+const SWEEP: Duration = Duration::from_secs(2);
 /// How often the relay looks for messages when nothing rings.
 const LOOK: Duration = Duration::from_millis(100);
 /// How often it looks for wishes of people, and for what other processes have delivered.
@@ -76,11 +78,19 @@ async fn ask(broker: &dyn Broker, prepared: &mut bool) -> BrokerResult<crate::br
     broker.observe().await
 }
 
-/// Without brokers messages need no relay; what waited for one is delivered.
-pub(super) async fn deliver_at_once(shared: &Shared) {
-    while let Err(error) = shared.store.set_relayed(false).await {
-        tracing::debug!(%error, "the store does not take the way of messages now");
-        tokio::time::sleep(RENEW).await;
+/// Without brokers messages need no relay; what waited for one is delivered. Again and again, until
+/// dropped: what was being sent while the way changed waits for a relay as well, and would hold up
+/// its mailbox for ever.
+pub(super) async fn deliver_at_once(shared: &Shared) -> ! {
+    loop {
+        let pause = match shared.store.set_relayed(false).await {
+            Ok(()) => SWEEP,
+            Err(error) => {
+                tracing::debug!(%error, "the store does not take the way of messages now");
+                RENEW
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

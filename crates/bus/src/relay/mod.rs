@@ -166,7 +166,6 @@ impl Relay {
     pub async fn run(self) {
         if self.lines.is_empty() {
             lead::deliver_at_once(&self.shared).await;
-            return std::future::pending().await;
         }
         let mut parts = JoinSet::new();
         for line in &self.lines {

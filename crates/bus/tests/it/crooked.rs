@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use resurgam_bus::broker::{
     Arrival, Arrivals, Broker, BrokerError, BrokerResult, Observation, Parcel,
 };
@@ -80,10 +81,11 @@ impl Crooked {
     }
 
     /// Somebody else publishes this.
-    pub(crate) fn plant(&self, content: &'static [u8]) {
+    pub(crate) fn plant(&self, content: &[u8]) {
         let mut state = self.state.lock().unwrap();
         let place = format!("{}@planted-{}", self.name, state.log.len());
-        state.log.push(Arrival { place, id: None, content: content.into(), redelivered: 0 });
+        let content = Bytes::copy_from_slice(content);
+        state.log.push(Arrival { place, id: None, content, redelivered: 0 });
         self.rung.notify_waiters();
     }
 

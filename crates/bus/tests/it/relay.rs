@@ -305,6 +305,30 @@ async fn what_others_publish_arrives_and_what_nobody_can_read_is_a_dead_letter()
 }
 
 #[tokio::test]
+async fn what_a_restored_store_has_lost_comes_back_and_what_it_has_forgotten_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = sqlite(&dir).await;
+    let ([kafka, _], lines) = pair(1);
+    let plan = plan(&[BusKind::Kafka, BusKind::RabbitMq]);
+    let _running = run(Relay::over(lines, Arc::clone(&store), plan, "one".to_owned(), fits()));
+    let plant = |text: &str, minutes: i64| {
+        let created_at = Timestamp::now() - jiff::SignedDuration::from_mins(minutes);
+        let id = resurgam_model::MessageId::new();
+        let message = serde_json::json!({
+            "sequence": 77, "id": id, "topic": "agent-messages", "to": "agent-0", "from": null,
+            "kind": "note", "body": text, "created_at": created_at,
+        });
+        kafka.plant(message.to_string().as_bytes());
+        kafka.plant(message.to_string().as_bytes());
+    };
+    plant("1", 120);
+    plant("2", 5);
+    assert_eq!(delivered(&store, 0, 1).await, [2]);
+    plant("3", 0);
+    assert_eq!(delivered(&store, 0, 2).await, [2, 3]);
+}
+
+#[tokio::test]
 async fn another_process_takes_over_and_all_of_them_deliver() {
     let dir = tempfile::tempdir().unwrap();
     let store = sqlite(&dir).await;
@@ -345,6 +369,10 @@ async fn a_plan_without_brokers_delivers_what_waited() {
     store.send(&[message(0, 1)]).await.unwrap();
     assert_eq!(delivered(&store, 0, 2).await, [0, 1]);
     assert!(!store.bus().await.unwrap().relayed);
+    // As a sender does that had begun before the way changed.
+    store.set_relayed(true).await.unwrap();
+    store.send(&[message(0, 2)]).await.unwrap();
+    assert_eq!(delivered(&store, 0, 3).await, [0, 1, 2]);
 }
 
 /// The real thing: Kafka is killed under load, RabbitMQ takes over, Kafka takes over again; and

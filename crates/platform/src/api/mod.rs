@@ -90,6 +90,8 @@ pub(crate) struct App {
     pub(crate) metrics: crate::metrics::Metrics,
     pub(crate) access: Access,
     pub(crate) settings: ServeSettings,
+    /// The name under which this process relays messages.
+    pub(crate) relay: String,
     pub(crate) store: SharedStore,
     pub(crate) bus: Arc<dyn Bus>,
     /// The registry, when another process plays that part.
