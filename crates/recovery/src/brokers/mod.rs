@@ -14,6 +14,7 @@ pub(crate) use finding::{Found, Seen};
 pub(crate) use outline::{KAFKA_BROKER, KAFKA_CLUSTER, RABBITMQ};
 pub(crate) use watch::run as watch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use tokio::sync::watch as channel;
 
 use crate::health::Readiness;
 use crate::journal::{Incident, Journal};
+use crate::processes::{keep, start_again};
 use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 
 /// How often a condition is looked at.
@@ -228,13 +230,9 @@ impl Step for Evidence {
         let (id, now) = (so_far.incident.id, Timestamp::now());
         let status = brokers.buses.borrow().clone();
         brokers.journal.add_evidence(id, &serde_json::to_string(&status)?, now)?;
-        let mut kept = 1;
-        for component in self.0.components().await? {
-            let log = brokers.deployment.logs(&component.name, 10).await.unwrap_or_default();
-            let text = format!("{}\n{}", serde_json::to_string(&component)?, log.join("\n"));
-            brokers.journal.add_evidence(id, &text, now)?;
-            kept += 1;
-        }
+        let components = self.0.components().await?;
+        let incident = so_far.incident;
+        let kept = 1 + keep(&*brokers.deployment, &brokers.journal, incident, &components).await?;
         Ok(Done::now(format!("{kept} records kept")))
     }
 }
@@ -273,23 +271,12 @@ impl Step for Restart {
         if components.is_empty() {
             return Ok(Done::skipped("the brokers run elsewhere: start them there"));
         }
-        let mut restarted = Vec::new();
-        for component in components {
-            if component.state == RunState::Running && !self.is_stuck(&component, so_far.incident) {
-                continue;
-            }
-            self.0.brokers.deployment.restart(&component.name).await?;
-            restarted.push(component.name.to_string());
-        }
-        let components = self.0.components().await?;
-        if let Some(down) = components.iter().find(|c| c.state != RunState::Running) {
-            let why = down.last_exit.as_deref().unwrap_or("no reason known");
-            return Err(Stop::Retry(format!("{} does not stay up: {why}", down.name)));
-        }
-        if restarted.is_empty() {
-            return Ok(Done::skipped("the deployment had started them again"));
-        }
-        Ok(Done::now(format!("restarted {}", restarted.join(", "))))
+        let stuck: BTreeSet<_> = components
+            .iter()
+            .filter(|component| self.is_stuck(component, so_far.incident))
+            .map(|component| component.name.clone())
+            .collect();
+        start_again(&*self.0.brokers.deployment, &components, &stuck).await
     }
 }
 

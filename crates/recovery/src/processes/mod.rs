@@ -10,6 +10,7 @@ mod outline;
 
 pub(crate) use outline::{API, EVERYTHING, REGISTRY, WORKERS};
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::health::{Board, Readiness};
-use crate::journal::Journal;
+use crate::journal::{Incident, Journal};
 use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 
 /// How often a condition is looked at.
@@ -136,6 +137,49 @@ impl Step for Confirm {
     }
 }
 
+/// Keeps how each of them is and what it logged last. Answers how many records that is.
+pub(crate) async fn keep(
+    deployment: &dyn Deployment,
+    journal: &Journal,
+    incident: &Incident,
+    components: &[Component],
+) -> Result<usize, Stop> {
+    let now = Timestamp::now();
+    for component in components {
+        let log = deployment.logs(&component.name, 10).await.unwrap_or_default();
+        let text = format!("{}\n{}", serde_json::to_string(component)?, log.join("\n"));
+        journal.add_evidence(incident.id, &text, now)?;
+    }
+    Ok(components.len())
+}
+
+/// Starts those that do not run, and anew those that run and are stuck; makes sure that all of
+/// them stay up.
+pub(crate) async fn start_again(
+    deployment: &dyn Deployment,
+    components: &[Component],
+    stuck: &BTreeSet<ComponentName>,
+) -> Result<Done, Stop> {
+    let mut restarted = Vec::new();
+    for Component { name, state, .. } in components {
+        if *state == RunState::Running && !stuck.contains(name) {
+            continue;
+        }
+        deployment.restart(name).await?;
+        restarted.push(name.to_string());
+    }
+    let now = deployment.components().await?;
+    let mut these = now.iter().filter(|now| components.iter().any(|c| c.name == now.name));
+    if let Some(down) = these.find(|c| !matches!(c.state, RunState::Running | RunState::Draining)) {
+        let why = down.last_exit.as_deref().unwrap_or("no reason known");
+        return Err(Stop::Retry(format!("{} does not stay up: {why}", down.name)));
+    }
+    if restarted.is_empty() {
+        return Ok(Done::skipped("the deployment had started them again"));
+    }
+    Ok(Done::now(format!("restarted {}", restarted.join(", "))))
+}
+
 /// Keeps what is known before anything is restarted.
 struct Evidence(Of);
 
@@ -146,15 +190,9 @@ impl Step for Evidence {
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
-        let processes = &self.0.processes;
-        let now = Timestamp::now();
-        let mut kept = 0;
-        for component in self.0.components().await? {
-            let log = processes.deployment.logs(&component.name, 10).await.unwrap_or_default();
-            let text = format!("{}\n{}", serde_json::to_string(&component)?, log.join("\n"));
-            processes.journal.add_evidence(so_far.incident.id, &text, now)?;
-            kept += 1;
-        }
+        let Processes { deployment, journal, .. } = &self.0.processes;
+        let components = self.0.components().await?;
+        let kept = keep(&**deployment, journal, so_far.incident, &components).await?;
         Ok(Done::now(format!("{kept} records kept")))
     }
 }
@@ -184,23 +222,10 @@ impl Step for Restart {
     }
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
-        let mut restarted = Vec::new();
-        for component in self.0.components().await? {
-            if component.state == RunState::Running && !self.stuck(&component) {
-                continue;
-            }
-            self.0.processes.deployment.restart(&component.name).await?;
-            restarted.push(component.name.to_string());
-        }
         let components = self.0.components().await?;
-        if let Some(down) = components.iter().find(|c| c.state != RunState::Running) {
-            let why = down.last_exit.as_deref().unwrap_or("no reason known");
-            return Err(Stop::Retry(format!("{} does not stay up: {why}", down.name)));
-        }
-        if restarted.is_empty() {
-            return Ok(Done::skipped("the deployment had started them again"));
-        }
-        Ok(Done::now(format!("restarted {}", restarted.join(", "))))
+        let stuck: BTreeSet<_> =
+            components.iter().filter(|c| self.stuck(c)).map(|c| c.name.clone()).collect();
+        start_again(&*self.0.processes.deployment, &components, &stuck).await
     }
 }
 
