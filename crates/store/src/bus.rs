@@ -57,11 +57,15 @@ pub trait BusStore: Send + Sync + 'static {
     /// Notes what a person wants; `None` when it is done.
     async fn wish(&self, wish: Option<&BusWish>) -> Result<()>;
 
-    /// Messages of the outbox in their order, without those whose numbers are given.
-    async fn outgoing(&self, under_way: &[i64], limit: u32) -> Result<Vec<Message>>;
+    /// Messages of the outbox in their order: those with numbers greater than `after`, without
+    /// those whose numbers are given.
+    async fn outgoing(&self, after: i64, under_way: &[i64], limit: u32) -> Result<Vec<Message>>;
 
-    /// Which of these numbers are still in the outbox.
-    async fn still_waiting(&self, sequences: &[i64]) -> Result<Vec<i64>>;
+    /// Those of these numbers that are in the outbox, in their order.
+    async fn outgoing_of(&self, sequences: &[i64]) -> Result<Vec<Message>>;
+
+    /// The numbers of the outbox up to this one, in their order.
+    async fn waiting(&self, up_to: i64) -> Result<Vec<i64>>;
 
     /// Puts messages of the outbox into their mailboxes. Those that are there already, or were
     /// acknowledged, are passed over.

@@ -1,6 +1,5 @@
 //! From the outbox to the broker in use, by the one process that leads.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use resurgam_model::bus::{BusHealth, BusKind, BusMove, BusState, BusWish};
 use resurgam_model::message::Message;
 use tokio::time::Instant;
 
+use super::ahead::Ahead;
 use super::envelope::pack;
 use super::switch::{Elapsed, Moved, Policy, Switch};
 use super::{Line, Shared, lock};
@@ -26,13 +26,12 @@ const LOOK: Duration = Duration::from_millis(100);
 const GLANCE: Duration = Duration::from_millis(250);
 /// How often it says how the buses are when nothing has changed.
 const NOTE: Duration = Duration::from_secs(1);
-/// So many messages at once.
-const BATCH: u32 = 500;
-/// So many messages may be published and not delivered.
-const AHEAD: usize = 5000;
 /// What was published and has not come back after so many times the patience with a broker is
 /// published again.
 const OVERDUE: u32 = 5;
+/// A bus that takes messages and gives none back for at least so long is not used any more. More
+/// than the time after which a cluster gives the partitions of a dead consumer to another one.
+const SILENT: Duration = Duration::from_secs(15);
 /// The pause after a publication that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// So many moves are kept for people.
@@ -141,8 +140,9 @@ async fn lead(shared: &Shared, lines: &[Line]) -> resurgam_store::Result<()> {
 struct Leading<'a> {
     shared: &'a Shared,
     lines: &'a [Line],
-    /// Messages that were published, and when.
-    under_way: BTreeMap<i64, Instant>,
+    ahead: Ahead,
+    /// When a bus confirmed messages, if none has come back since.
+    unanswered: Option<Instant>,
     wish: Option<BusWish>,
     moves: u64,
     last_moves: Vec<BusMove>,
@@ -166,7 +166,8 @@ impl<'a> Leading<'a> {
         Ok(Self {
             shared,
             lines,
-            under_way: BTreeMap::new(),
+            ahead: Ahead::default(),
+            unanswered: None,
             wish: record.wish,
             moves: before.map_or(0, |state| state.moves),
             last_moves: before.map(|state| state.last_moves.clone()).unwrap_or_default(),
@@ -196,28 +197,36 @@ impl<'a> Leading<'a> {
     /// Forgets what was delivered, and has what did not come back published again.
     async fn tidy(&mut self) -> resurgam_store::Result<()> {
         for sequence in std::mem::take(&mut *lock(&self.shared.arrived)) {
-            self.under_way.remove(&sequence);
+            if self.ahead.delivered(sequence) {
+                self.unanswered = None;
+            }
         }
         if self.glanced.is_some_and(|at| at.elapsed() < GLANCE) {
             return Ok(());
         }
         self.glanced = Some(Instant::now());
         self.wish = self.shared.store.bus().await?.wish;
-        if self.under_way.is_empty() {
-            return Ok(());
-        }
-        let published: Vec<_> = self.under_way.keys().copied().collect();
-        let waiting = self.shared.store.still_waiting(&published).await?;
-        self.under_way.retain(|sequence, _| waiting.binary_search(sequence).is_ok());
-        let overdue = self.shared.plan.timeout.0.saturating_mul(OVERDUE);
-        if self.under_way.values().any(|at| at.elapsed() >= overdue) {
-            let active = lock(&self.shared.switch).as_ref().and_then(|switch| switch.active);
-            if let Some(active) = active {
-                let reason = format!("what was published did not come back within {overdue:?}");
-                tracing::warn!(bus = %active, reason, "messages are published again");
-                self.shared.failed(active, &reason);
+        if let Some(last) = self.ahead.last() {
+            let waiting = self.shared.store.waiting(last).await?;
+            // Other processes consume, too.
+            if self.ahead.waiting(&waiting) {
+                self.unanswered = None;
             }
-            self.under_way.clear();
+        }
+        let overdue = self.shared.plan.timeout.0.saturating_mul(OVERDUE);
+        if self.ahead.is_overdue(overdue) {
+            tracing::warn!(?overdue, "what did not come back in time is published again");
+            self.ahead.clear();
+        }
+        let silent = self.unanswered.map(|since| since.elapsed());
+        if let Some(silent) = silent.filter(|silent| *silent >= overdue.max(SILENT)) {
+            self.unanswered = None;
+            let reason = format!("it has taken messages and given none back for {silent:.1?}");
+            self.shared.learn(|switch, now| {
+                if let Some(active) = switch.active {
+                    switch.fell_silent(active, &reason, now);
+                }
+            });
         }
         Ok(())
     }
@@ -225,7 +234,7 @@ impl<'a> Leading<'a> {
     /// Changes the bus if that is called for, and says how the buses are.
     async fn decide(&mut self) -> resurgam_store::Result<()> {
         let wish = self.wish.as_ref().map(|wish| wish.to);
-        let under_way = self.under_way.len();
+        let under_way = self.ahead.len();
         let moved = self.shared.learn_quietly(|switch, now| switch.decide(wish, under_way, now));
         let moved = moved.flatten();
         if let Some(moved) = &moved {
@@ -248,7 +257,8 @@ impl<'a> Leading<'a> {
 
     fn note_move(&mut self, moved: &Moved) {
         // What went the old way may be lost: it is published again.
-        self.under_way.clear();
+        self.ahead.clear();
+        self.unanswered = None;
         let Moved { from, to, reason } = moved;
         match to {
             Some(to) => tracing::warn!(?from, %to, reason, "messages take another way"),
@@ -302,13 +312,19 @@ impl<'a> Leading<'a> {
     async fn publish(&mut self) -> resurgam_store::Result<bool> {
         let held = self.shared.learn_quietly(|switch, _| (switch.is_held(), switch.active));
         let Some((false, Some(active))) = held else { return Ok(false) };
-        if self.under_way.len() >= AHEAD {
+        if self.ahead.is_full() {
             return Ok(false);
         }
-        let published: Vec<_> = self.under_way.keys().copied().collect();
-        let batch = self.shared.store.outgoing(&published, BATCH).await?;
+        let (late, batch) = match self.ahead.take() {
+            Some(batch) => (false, batch),
+            None => {
+                let part = self.ahead.part();
+                (part.is_late(), part.read(&self.shared.store).await?)
+            }
+        };
+        let more = !late && self.ahead.read(&batch);
         if batch.is_empty() {
-            return Ok(false);
+            return Ok(late);
         }
         let Some(line) = self.lines.iter().find(|line| line.kind == active) else {
             // The store itself is the last resort.
@@ -318,38 +334,50 @@ impl<'a> Leading<'a> {
             return Ok(true);
         };
         let parcels = self.pack(&batch).await?;
-        let now = Instant::now();
-        self.under_way.extend(batch.iter().map(|message| (message.sequence, now)));
-        let outcome = tokio::select! {
-            outcome = line.broker.publish(&parcels) => outcome,
-            () = self.fallen(active) => {
-                self.forget(&batch);
-                return Ok(true);
+        self.ahead.publishing(&batch);
+        let part = more.then(|| self.ahead.part());
+        let publishing = async {
+            tokio::select! {
+                outcome = line.broker.publish(&parcels) => Some(outcome),
+                () = self.fallen(active) => None,
             }
         };
+        // While the broker confirms, the store reads on.
+        let reading = async {
+            match &part {
+                Some(part) => part.read(&self.shared.store).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let (outcome, next) = tokio::join!(publishing, reading);
+        let Some(outcome) = outcome else {
+            self.ahead.forget(&batch);
+            return Ok(true);
+        };
         match outcome {
-            Ok(()) => {}
+            Ok(()) => {
+                self.unanswered.get_or_insert_with(Instant::now);
+                self.shared.learn_quietly(|switch, _| switch.published(active));
+                if let Some(next) = next? {
+                    self.ahead.keep(next);
+                }
+            }
             Err(BrokerError::TooLarge { id, .. } | BrokerError::Refused { id, .. }) => {
                 // It arrives all the same. Of the others nobody knows, so they go again.
                 tracing::warn!(bus = %active, message = %id, "the bus does not take a message; the store delivers it");
                 self.shared.store.delivered(&[id]).await?;
                 self.carried_by_store += 1;
-                self.forget(&batch);
+                self.ahead.forget(&batch);
             }
             Err(error) => {
                 tracing::debug!(bus = %active, %error, "messages were not published");
-                self.shared.failed(active, &error.to_string());
-                self.forget(&batch);
+                let reason = error.to_string();
+                self.shared.learn(|switch, now| switch.not_published(active, &reason, now));
+                self.ahead.forget(&batch);
                 tokio::time::sleep(PAUSE).await;
             }
         }
         Ok(true)
-    }
-
-    fn forget(&mut self, batch: &[Message]) {
-        for message in batch {
-            self.under_way.remove(&message.sequence);
-        }
     }
 
     /// Resolves when the bus must not be used any more.

@@ -17,6 +17,7 @@
 //! Crash behaviour: what was under way is undelivered; the next relay begins at the oldest
 //! undelivered message.
 
+mod ahead;
 mod envelope;
 mod inbox;
 mod lead;

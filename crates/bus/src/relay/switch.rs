@@ -1,7 +1,9 @@
 //! Which bus carries messages: a circuit breaker with hysteresis for each, and the rules for
 //! moving from one to another. Pure: time and what was seen come from outside.
 //!
-//! - A circuit opens after so many failures in a row, of probes or of publications.
+//! - A circuit opens after so many failures in a row, of probes or of publications, each counted by
+//!   itself: a broker may answer every question and take no message. It opens at once when nothing
+//!   that was published comes back for long.
 //! - It is tried again after a while, and closes only when the trials have succeeded for long
 //!   enough; one that has never failed closes at its first success.
 //! - When the circuit of the bus in use opens, the next one in the order whose circuit is closed is
@@ -49,8 +51,11 @@ pub(super) struct Breaker {
     pub(super) circuit: Circuit,
     /// When the circuit became what it is.
     pub(super) since: Elapsed,
-    /// Failures in a row.
+    /// Probes in a row that failed.
     failures: u32,
+    /// Publications in a row that failed. A broker may answer every question and take no message:
+    /// so a probe that succeeds says nothing about them.
+    unpublished: u32,
     /// The first success since the last failure.
     healthy_since: Option<Elapsed>,
     /// Whether anything was ever heard of it.
@@ -68,6 +73,7 @@ impl Breaker {
             circuit,
             since: now,
             failures: 0,
+            unpublished: 0,
             healthy_since: None,
             heard: kind == BusKind::Embedded,
             has_failed: false,
@@ -79,7 +85,15 @@ impl Breaker {
         if self.circuit != circuit {
             self.circuit = circuit;
             self.since = now;
+            self.unpublished = 0;
         }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        self.heard = true;
+        self.has_failed = true;
+        self.healthy_since = None;
+        self.reason = Some(reason.to_owned());
     }
 
     fn is_closed(&self) -> bool {
@@ -157,7 +171,32 @@ impl Switch {
         true
     }
 
-    /// The bus did what it was asked.
+    /// The bus has confirmed what was published.
+    pub(super) fn published(&mut self, kind: BusKind) {
+        if let Some(bus) = self.bus(kind) {
+            bus.unpublished = 0;
+        }
+    }
+
+    /// The bus has not confirmed what was published, or it did not come back.
+    pub(super) fn not_published(&mut self, kind: BusKind, reason: &str, now: Elapsed) {
+        let limit = self.policy.failures;
+        let Some(bus) = self.bus(kind) else { return };
+        bus.unpublished = bus.unpublished.saturating_add(1);
+        bus.fail(reason);
+        if bus.unpublished >= limit {
+            bus.become_(Circuit::Open, now);
+        }
+    }
+
+    /// The bus takes messages and gives none back.
+    pub(super) fn fell_silent(&mut self, kind: BusKind, reason: &str, now: Elapsed) {
+        let Some(bus) = self.bus(kind) else { return };
+        bus.fail(reason);
+        bus.become_(Circuit::Open, now);
+    }
+
+    /// A probe of the bus did what it should.
     pub(super) fn succeeded(&mut self, kind: BusKind, now: Elapsed) {
         let close_after = self.policy.close_after;
         let Some(bus) = self.bus(kind) else { return };
@@ -172,15 +211,12 @@ impl Switch {
         }
     }
 
-    /// The bus did not do what it was asked.
+    /// A probe of the bus did not do what it should.
     pub(super) fn failed(&mut self, kind: BusKind, reason: &str, now: Elapsed) {
         let limit = self.policy.failures;
         let Some(bus) = self.bus(kind) else { return };
-        bus.heard = true;
-        bus.has_failed = true;
         bus.failures = bus.failures.saturating_add(1);
-        bus.healthy_since = None;
-        bus.reason = Some(reason.to_owned());
+        bus.fail(reason);
         if bus.circuit == Circuit::HalfOpen || bus.failures >= limit {
             bus.become_(Circuit::Open, now);
         }
@@ -376,6 +412,28 @@ mod tests {
     }
 
     #[test]
+    fn a_bus_that_answers_and_takes_or_gives_no_messages_is_left() {
+        let mut switch = settled();
+        for second in 1..=2 {
+            switch.not_published(KAFKA, "no leader", secs(second));
+            switch.succeeded(KAFKA, secs(second));
+        }
+        // One that is taken in between shows that it can be used.
+        switch.published(KAFKA);
+        for second in 3..=5 {
+            assert_eq!(switch.decide(None, 7, secs(second)), None);
+            switch.not_published(KAFKA, "no leader", secs(second));
+            switch.succeeded(KAFKA, secs(second));
+        }
+        let moved = switch.decide(None, 7, secs(5)).unwrap();
+        assert_eq!((moved.to, moved.reason.as_str()), (Some(RABBIT), "kafka failed: no leader"));
+
+        let mut switch = settled();
+        switch.fell_silent(KAFKA, "nothing comes", secs(9));
+        assert_eq!(switch.decide(None, 7, secs(9)).unwrap().to, Some(RABBIT));
+    }
+
+    #[test]
     fn an_open_circuit_is_left_alone_then_tried_and_closed_with_hysteresis() {
         let mut switch = settled();
         fail(&mut switch, KAFKA, secs(10));
@@ -467,6 +525,9 @@ mod tests {
     enum Event {
         Succeeded(BusKind),
         Failed(BusKind),
+        Published(BusKind),
+        NotPublished(BusKind),
+        FellSilent(BusKind),
         Probe(BusKind),
         Wish(Option<Option<BusKind>>),
     }
@@ -479,6 +540,9 @@ mod tests {
         prop_oneof![
             kind().prop_map(Event::Succeeded),
             kind().prop_map(Event::Failed),
+            kind().prop_map(Event::Published),
+            kind().prop_map(Event::NotPublished),
+            kind().prop_map(Event::FellSilent),
             kind().prop_map(Event::Probe),
             proptest::option::of(proptest::option::of(kind())).prop_map(Event::Wish),
         ]
@@ -502,6 +566,9 @@ mod tests {
                 match event {
                     Event::Succeeded(kind) => switch.succeeded(kind, now),
                     Event::Failed(kind) => switch.failed(kind, "gone", now),
+                    Event::Published(kind) => switch.published(kind),
+                    Event::NotPublished(kind) => switch.not_published(kind, "full", now),
+                    Event::FellSilent(kind) => switch.fell_silent(kind, "silent", now),
                     Event::Probe(kind) => drop(switch.is_to_be_probed(kind, now)),
                     Event::Wish(new) => wish = new,
                 }

@@ -165,8 +165,9 @@ through! {
         fn bus(&self) -> BusRecord;
         fn note_bus(&self, relay: &str, state: &BusState) -> bool;
         fn wish(&self, wish: Option<&BusWish>) -> ();
-        fn outgoing(&self, under_way: &[i64], limit: u32) -> Vec<Message>;
-        fn still_waiting(&self, sequences: &[i64]) -> Vec<i64>;
+        fn outgoing(&self, after: i64, under_way: &[i64], limit: u32) -> Vec<Message>;
+        fn outgoing_of(&self, sequences: &[i64]) -> Vec<Message>;
+        fn waiting(&self, up_to: i64) -> Vec<i64>;
         fn delivered(&self, ids: &[MessageId]) -> Received;
         fn arrive(&self, messages: &[NewMessage]) -> ();
         fn outbox(&self) -> Outbox;

@@ -184,7 +184,7 @@ impl Access for PostgresStore {
     async fn prune_access(&self, keep: Duration, limit: u32) -> Result<u64> {
         let sql = "WITH old AS (
                  SELECT sequence FROM audit
-                 WHERE at < clock_timestamp() - $1::bigint * interval '1 microsecond'
+                 WHERE at < statement_timestamp() - $1::bigint * interval '1 microsecond'
                  ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
              ), forgotten AS (
                  DELETE FROM audit WHERE sequence IN (SELECT sequence FROM old) RETURNING 1

@@ -13,6 +13,38 @@ use crate::Result;
 use crate::bus::{BusRecord, BusStore, Received};
 use crate::column::{due, from_json, millis, parsed, time_if, to_json, unsigned};
 
+/// The outbox behind a number, without some.
+pub(super) const OUTGOING: &str = concat!(
+    "SELECT ",
+    message_columns!(),
+    " FROM messages
+     WHERE delivered_at IS NULL AND sequence > $3 AND sequence <> ALL ($1)
+     ORDER BY sequence LIMIT $2"
+);
+
+/// Some of the outbox.
+pub(super) const OUTGOING_OF: &str = concat!(
+    "SELECT ",
+    message_columns!(),
+    " FROM messages WHERE sequence = ANY ($1) AND coalesce(delivered_at IS NULL, false)
+     ORDER BY sequence"
+);
+
+/// The numbers of the outbox up to one.
+pub(super) const WAITING: &str = "SELECT sequence FROM messages
+     WHERE delivered_at IS NULL AND sequence <= $1 ORDER BY sequence";
+
+/// Takes messages out of the outbox, in the order of the numbers, as everybody who locks several
+/// messages does.
+pub(super) const DELIVER: &str = "WITH known AS MATERIALIZED (
+         SELECT sequence, id, recipient, delivered_at IS NULL AS fresh
+         FROM messages WHERE id = ANY ($1) ORDER BY sequence + 0 FOR UPDATE
+     ), marked AS (
+         UPDATE messages SET delivered_at = clock_timestamp()
+         WHERE sequence = ANY (ARRAY(SELECT sequence FROM known WHERE fresh))
+     )
+     SELECT id, recipient, fresh FROM known";
+
 #[async_trait]
 impl BusStore for PostgresStore {
     async fn set_relayed(&self, relayed: bool) -> Result<()> {
@@ -73,54 +105,38 @@ impl BusStore for PostgresStore {
         Ok(())
     }
 
-    async fn outgoing(&self, under_way: &[i64], limit: u32) -> Result<Vec<Message>> {
-        let sql = concat!(
-            "SELECT ",
-            message_columns!(),
-            " FROM messages
-             LEFT JOIN unnest($1::bigint[]) AS under_way (number) ON number = sequence
-             WHERE delivered_at IS NULL AND number IS NULL
-             ORDER BY sequence LIMIT $2"
-        );
-        let rows = self.query("read the outbox", sql, &[&under_way, &i64::from(limit)]).await?;
+    async fn outgoing(&self, after: i64, under_way: &[i64], limit: u32) -> Result<Vec<Message>> {
+        let params = [&under_way as _, &i64::from(limit) as _, &after as _];
+        let rows = self.query("read the outbox", OUTGOING, &params).await?;
         rows.iter().map(read_message).collect()
     }
 
-    async fn still_waiting(&self, sequences: &[i64]) -> Result<Vec<i64>> {
-        let sql = "SELECT sequence FROM messages
-             WHERE sequence = ANY ($1) AND delivered_at IS NULL ORDER BY sequence";
-        let rows = self.query("look through the outbox", sql, &[&sequences]).await?;
+    async fn outgoing_of(&self, sequences: &[i64]) -> Result<Vec<Message>> {
+        let rows = self.query("read of the outbox", OUTGOING_OF, &[&sequences]).await?;
+        rows.iter().map(read_message).collect()
+    }
+
+    async fn waiting(&self, up_to: i64) -> Result<Vec<i64>> {
+        let rows = self.query("look through the outbox", WAITING, &[&up_to]).await?;
         rows.iter().map(|row| get(row, "sequence")).collect()
     }
 
     async fn delivered(&self, ids: &[MessageId]) -> Result<Received> {
-        // In the order of the numbers, as everybody who locks several messages does.
-        let sql = "WITH asked AS (
-                 SELECT DISTINCT id FROM unnest($1::uuid[]) AS id
-             ), known AS MATERIALIZED (
-                 SELECT m.sequence, m.id, m.recipient, m.delivered_at IS NULL AS fresh
-                 FROM messages AS m JOIN asked USING (id)
-                 ORDER BY m.sequence FOR UPDATE OF m
-             ), marked AS (
-                 UPDATE messages SET delivered_at = clock_timestamp()
-                 FROM known WHERE messages.sequence = known.sequence AND known.fresh
-             )
-             SELECT asked.id, known.recipient, coalesce(known.fresh, false) AS fresh
-             FROM asked LEFT JOIN known USING (id)
-             WHERE known.fresh IS DISTINCT FROM false";
-        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
-        let rows = self.query("deliver messages", sql, &[&ids]).await?;
-        let mut received = Received::default();
+        let mut unknown: BTreeSet<_> = ids.iter().copied().collect();
+        let ids: Vec<_> = unknown.iter().map(|id| id.0).collect();
+        let rows = self.query("deliver messages", DELIVER, &[&ids]).await?;
         let mut agents = BTreeSet::new();
         for row in &rows {
-            match get::<Option<&str>>(row, "recipient")? {
-                Some(agent) => drop(agents.insert(parsed::<AgentId>(agent)?)),
-                None => received.unknown.push(MessageId(get(row, "id")?)),
+            unknown.remove(&MessageId(get(row, "id")?));
+            if get(row, "fresh")? {
+                agents.insert(parsed::<AgentId>(get(row, "recipient")?)?);
             }
         }
-        self.ring_mail(agents.iter().cloned().collect());
-        received.agents = agents.into_iter().collect();
-        Ok(received)
+        self.ring_mail(agents.clone());
+        Ok(Received {
+            agents: agents.into_iter().collect(),
+            unknown: unknown.into_iter().collect(),
+        })
     }
 
     async fn arrive(&self, messages: &[NewMessage]) -> Result<()> {

@@ -73,14 +73,14 @@ impl DeadLetters for PostgresStore {
         let sql = concat!(
             "WITH given_up AS MATERIALIZED (
                  SELECT *, 'not read within its time to live' AS why FROM messages
-                 WHERE expires_at < clock_timestamp() AND acknowledged_at IS NULL
+                 WHERE expires_at < statement_timestamp() AND acknowledged_at IS NULL
                  ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
              ), ",
             bury!("given_up"),
             ", forgotten AS (
                  DELETE FROM dead_letters WHERE id IN (
                      SELECT id FROM dead_letters
-                     WHERE died_at < clock_timestamp() - $2::bigint * interval '1 microsecond'
+                     WHERE died_at < statement_timestamp() - $2::bigint * interval '1 microsecond'
                      ORDER BY died_at LIMIT $1)
              )
              SELECT count(*) AS dead FROM given_up"

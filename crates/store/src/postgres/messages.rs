@@ -63,6 +63,40 @@ macro_rules! message_columns {
 }
 pub(super) use message_columns;
 
+/// What waits in a mailbox, as far as nothing before it is still on the way.
+pub(super) const RECEIVE: &str = concat!(
+    "SELECT ",
+    message_columns!(),
+    " FROM messages
+     WHERE recipient = $1 AND sequence > $2 AND acknowledged_at IS NULL
+       AND delivered_at IS NOT NULL
+       AND (expires_at IS NULL OR expires_at > clock_timestamp())
+       -- What is still on the way goes first.
+       AND sequence < coalesce(
+           (SELECT min(sequence) FROM messages
+            WHERE recipient = $1 AND delivered_at IS NULL), 9223372036854775807)
+     ORDER BY sequence LIMIT $3"
+);
+
+/// Acknowledges, and forgets what was acknowledged long ago. The time is that of the statement:
+/// compared with a clock that goes on, every row would be read. Numbers go from part to part as
+/// arrays, because a join may be made by reading the whole table.
+pub(super) const ACKNOWLEDGE: &str = "WITH over AS (
+         SELECT sequence FROM messages
+         WHERE acknowledged_at < statement_timestamp() - $3::bigint * interval '1 microsecond'
+         ORDER BY acknowledged_at LIMIT $4 FOR UPDATE SKIP LOCKED
+     ), forgotten AS (
+         DELETE FROM messages WHERE sequence = ANY (ARRAY(SELECT sequence FROM over))
+     ), now_over AS MATERIALIZED (
+         SELECT sequence FROM messages
+         -- By their numbers: a mailbox may be long.
+         WHERE sequence = ANY ($2) AND recipient || '' = $1
+           AND coalesce(acknowledged_at IS NULL, false)
+         ORDER BY sequence FOR UPDATE
+     )
+     UPDATE messages SET acknowledged_at = clock_timestamp(), body = 'null'
+     WHERE sequence = ANY (ARRAY(SELECT sequence FROM now_over))";
+
 #[async_trait]
 impl Messages for PostgresStore {
     async fn send(&self, messages: &[NewMessage]) -> Result<()> {
@@ -75,21 +109,9 @@ impl Messages for PostgresStore {
         after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<Message>> {
-        let sql = concat!(
-            "SELECT ",
-            message_columns!(),
-            " FROM messages
-             WHERE recipient = $1 AND sequence > $2 AND acknowledged_at IS NULL
-               AND delivered_at IS NOT NULL
-               AND (expires_at IS NULL OR expires_at > clock_timestamp())
-               -- What is still on the way goes first.
-               AND sequence < coalesce(
-                   (SELECT min(sequence) FROM messages
-                    WHERE recipient = $1 AND delivered_at IS NULL), 9223372036854775807)
-             ORDER BY sequence LIMIT $3"
-        );
         let (after, limit) = (after.unwrap_or(i64::MIN), i64::from(limit));
-        let rows = self.query("read a mailbox", sql, &[&agent.as_str(), &after, &limit]).await?;
+        let rows =
+            self.query("read a mailbox", RECEIVE, &[&agent.as_str(), &after, &limit]).await?;
         rows.iter().map(read_message).collect()
     }
 
@@ -98,22 +120,9 @@ impl Messages for PostgresStore {
             return Ok(());
         }
         // Twice as many leave as come, so that what is remembered cannot pile up.
-        let sql = "WITH over AS (
-                 SELECT sequence FROM messages
-                 WHERE acknowledged_at < clock_timestamp() - $3::bigint * interval '1 microsecond'
-                 ORDER BY acknowledged_at LIMIT $4 FOR UPDATE SKIP LOCKED
-             ), forgotten AS (
-                 DELETE FROM messages WHERE sequence IN (SELECT sequence FROM over)
-             ), now_over AS MATERIALIZED (
-                 SELECT sequence FROM messages
-                 WHERE recipient = $1 AND sequence = ANY ($2) AND acknowledged_at IS NULL
-                 ORDER BY sequence FOR UPDATE
-             )
-             UPDATE messages SET acknowledged_at = clock_timestamp(), body = 'null'
-             FROM now_over WHERE messages.sequence = now_over.sequence";
         let most = i64::try_from(sequences.len()).unwrap_or(i64::MAX).saturating_mul(2);
         let params = [&agent.as_str() as _, &sequences as _, &micros(REMEMBER) as _, &most as _];
-        self.query("acknowledge messages", sql, &params).await?;
+        self.query("acknowledge messages", ACKNOWLEDGE, &params).await?;
         Ok(())
     }
 }

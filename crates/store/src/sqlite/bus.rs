@@ -94,13 +94,14 @@ impl BusStore for SqliteStore {
         self.writer.run("note the wish for a bus", request).await
     }
 
-    async fn outgoing(&self, under_way: &[i64], limit: u32) -> Result<Vec<Message>> {
+    async fn outgoing(&self, after: i64, under_way: &[i64], limit: u32) -> Result<Vec<Message>> {
         let under_way: HashSet<i64> = under_way.iter().copied().collect();
         let request = move |c: &Connection| {
             let mut statement = c.prepare_cached(
-                "SELECT * FROM messages WHERE delivered_at IS NULL ORDER BY sequence",
+                "SELECT * FROM messages WHERE delivered_at IS NULL AND sequence > ?1
+                 ORDER BY sequence",
             )?;
-            let mut rows = statement.query([])?;
+            let mut rows = statement.query([after])?;
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
             let mut messages = Vec::new();
             while messages.len() < limit {
@@ -114,19 +115,37 @@ impl BusStore for SqliteStore {
         self.readers.run("read the outbox", request).await
     }
 
-    async fn still_waiting(&self, sequences: &[i64]) -> Result<Vec<i64>> {
-        let sequences = sequences.to_vec();
+    async fn outgoing_of(&self, sequences: &[i64]) -> Result<Vec<Message>> {
+        let mut sequences = sequences.to_vec();
+        sequences.sort_unstable();
         let request = move |c: &Connection| {
             let mut look = c.prepare_cached(
-                "SELECT 1 FROM messages WHERE sequence = ?1 AND delivered_at IS NULL",
+                "SELECT * FROM messages WHERE sequence = ?1 AND delivered_at IS NULL",
             )?;
-            let mut waiting = Vec::new();
+            let mut messages = Vec::new();
             for sequence in sequences {
-                if look.exists([sequence])? {
-                    waiting.push(sequence);
+                let mut rows = look.query([sequence])?;
+                if let Some(row) = rows.next()? {
+                    messages.push(read_message(row)?);
                 }
             }
-            Ok(waiting)
+            Ok(messages)
+        };
+        self.readers.run("read of the outbox", request).await
+    }
+
+    async fn waiting(&self, up_to: i64) -> Result<Vec<i64>> {
+        let request = move |c: &Connection| {
+            let mut look = c.prepare_cached(
+                "SELECT sequence FROM messages WHERE delivered_at IS NULL AND sequence <= ?1
+                 ORDER BY sequence",
+            )?;
+            let mut rows = look.query([up_to])?;
+            let mut sequences = Vec::new();
+            while let Some(row) = rows.next()? {
+                sequences.push(get(row, "sequence")?);
+            }
+            Ok(sequences)
         };
         self.readers.run("look through the outbox", request).await
     }

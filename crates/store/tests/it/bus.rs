@@ -37,13 +37,14 @@ async fn a_message_waits_in_the_outbox_until_it_was_delivered(store: Fixture) {
     store.send(&sent).await.unwrap();
     store.send(&sent[..1]).await.unwrap();
     assert!(texts(&store, "a").await.is_empty());
-    let out = store.outgoing(&[], 10).await.unwrap();
+    let out = store.outgoing(i64::MIN, &[], 10).await.unwrap();
     let ids: Vec<_> = out.iter().map(|message| message.id).collect();
     assert_eq!(ids, sent.each_ref().map(|message| message.id));
     assert!(out.is_sorted_by_key(|message| message.sequence));
-    let rest = store.outgoing(&[out[0].sequence, out[2].sequence], 10).await.unwrap();
+    let rest = store.outgoing(i64::MIN, &[out[0].sequence, out[2].sequence], 10).await.unwrap();
     assert_eq!(rest, out[1..2]);
-    assert_eq!(store.outgoing(&[], 2).await.unwrap(), out[..2]);
+    assert_eq!(store.outgoing(i64::MIN, &[], 2).await.unwrap(), out[..2]);
+    assert_eq!(store.outgoing(out[0].sequence, &[], 10).await.unwrap(), out[1..]);
 
     let outbox = store.outbox().await.unwrap();
     assert_eq!((outbox.waiting, outbox.oldest), (3, Some(out[0].created_at)));
@@ -52,8 +53,11 @@ async fn a_message_waits_in_the_outbox_until_it_was_delivered(store: Fixture) {
     assert_eq!(received.agents, [agent("a"), agent("b")]);
     assert_eq!(received.unknown, [stranger]);
     assert_eq!(store.delivered(&ids[..2]).await.unwrap(), Received::default());
-    let numbers: Vec<_> = out.iter().map(|message| message.sequence).chain([999_999]).collect();
-    assert_eq!(store.still_waiting(&numbers).await.unwrap(), numbers[2..3]);
+    let numbers: Vec<_> = out.iter().map(|message| message.sequence).collect();
+    assert_eq!(store.waiting(numbers[2]).await.unwrap(), numbers[2..]);
+    assert!(store.waiting(numbers[1]).await.unwrap().is_empty());
+    let asked = [999_999, numbers[2], numbers[0]];
+    assert_eq!(store.outgoing_of(&asked).await.unwrap(), out[2..]);
     assert_eq!(
         (texts(&store, "a").await, texts(&store, "b").await),
         (vec!["1".to_owned()], vec!["2".to_owned()])
@@ -63,7 +67,7 @@ async fn a_message_waits_in_the_outbox_until_it_was_delivered(store: Fixture) {
     let first = store.receive(&agent("a"), None, 1).await.unwrap()[0].sequence;
     store.acknowledge(&agent("a"), &[first]).await.unwrap();
     assert_eq!(store.delivered(&ids[..1]).await.unwrap(), Received::default());
-    assert_eq!(store.outgoing(&[], 10).await.unwrap(), out[2..]);
+    assert_eq!(store.outgoing(i64::MIN, &[], 10).await.unwrap(), out[2..]);
 }
 
 async fn what_was_sent_before_there_was_a_relay_is_there_and_what_waits_comes_when_it_goes(
@@ -99,7 +103,7 @@ async fn what_comes_from_elsewhere_is_taken_in_once(store: Fixture) {
     store.arrive(std::slice::from_ref(&foreign)).await.unwrap();
     store.arrive(std::slice::from_ref(&foreign)).await.unwrap();
     assert_eq!(texts(&store, "a").await, ["hello"]);
-    assert!(store.outgoing(&[], 10).await.unwrap().is_empty());
+    assert!(store.outgoing(i64::MIN, &[], 10).await.unwrap().is_empty());
 }
 
 async fn what_cannot_be_read_is_kept_for_people(store: Fixture) {
@@ -183,7 +187,7 @@ async fn a_message_over_its_time_leaves_the_outbox_too(store: Fixture) {
     let short = NewMessage { ttl: Some(Duration::from_millis(1)), ..message("a", "short") };
     store.send(&[short, message("a", "long")]).await.unwrap();
     while store.expire_messages(10).await.unwrap() == 0 {}
-    let left = store.outgoing(&[], 10).await.unwrap();
+    let left = store.outgoing(i64::MIN, &[], 10).await.unwrap();
     assert_eq!(left.len(), 1);
     store.delivered(&[left[0].id]).await.unwrap();
     assert_eq!(texts(&store, "a").await, ["long"]);
