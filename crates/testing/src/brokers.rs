@@ -1,7 +1,7 @@
 //! Real brokers for tests, which leave nothing behind.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -78,17 +78,32 @@ struct Running {
     address: SocketAddr,
     server: Option<Child>,
     companion: Option<Child>,
+    /// A file of settings, and lines that are added to it before each start.
+    more: Option<(PathBuf, String)>,
+    /// No file may become greater, in bytes: a write beyond it fails as on a full disk.
+    most_bytes: Option<u64>,
 }
 
 impl Running {
+    fn new(name: String, node: Node, address: SocketAddr) -> Self {
+        Self { name, node, address, server: None, companion: None, more: None, most_bytes: None }
+    }
+
     fn start(&mut self, place: &Place) -> io::Result<()> {
         self.node.prepare().map_err(io::Error::other)?;
+        if let Some((file, lines)) = &self.more {
+            writeln!(fs::OpenOptions::new().append(true).open(file)?, "{lines}")?;
+        }
         if self.companion.is_none()
             && let Some(command) = self.node.companion()
         {
             self.companion = Some(place.spawn(&format!("{}-companion", self.name), command)?);
         }
-        self.server = Some(place.spawn(&self.name, self.node.command())?);
+        let command = match self.most_bytes {
+            Some(bytes) => limited(&self.node.command(), bytes),
+            None => self.node.command(),
+        };
+        self.server = Some(place.spawn(&self.name, command)?);
         Ok(())
     }
 
@@ -137,6 +152,24 @@ impl Running {
     }
 }
 
+/// The command with a limit to the size of each file.
+fn limited(command: &Command, bytes: u64) -> Command {
+    let mut limited = Command::new("sh");
+    // In blocks of 512 bytes.
+    let script = format!("ulimit -f {} && exec \"$0\" \"$@\"", bytes / 512);
+    limited.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        limited.current_dir(folder);
+    }
+    limited
+}
+
 /// Whether all threads of a process are stopped.
 fn is_stopped(pid: u32) -> io::Result<bool> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -154,11 +187,16 @@ fn free() -> io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }
 
+/// The users of a guarded broker, each with its password: one who may do everything, and one who
+/// may do nothing.
+pub const USERS: [(&str, &str); 2] = [("resurgam", "a-secret-word"), ("stranger", "another-word")];
+
 /// A cluster of Kafka on the loopback address.
 pub struct ScratchKafka {
     place: Place,
     nodes: Mutex<Vec<Running>>,
     addresses: Vec<SocketAddr>,
+    guarded: Option<SocketAddr>,
 }
 
 impl ScratchKafka {
@@ -167,6 +205,54 @@ impl ScratchKafka {
     /// # Errors
     /// When Kafka is not installed or does not start; the text tells what it said.
     pub fn start(brokers: u16) -> io::Result<Self> {
+        Self::make(brokers, |_, _, _| Ok(()))
+    }
+
+    /// Makes and starts a broker that can make no file greater than this, in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn with_little_space(bytes: u64) -> io::Result<Self> {
+        Self::make(1, |running, _, _| {
+            running.most_bytes = Some(bytes);
+            Ok(())
+        })
+    }
+
+    /// A broker with a second address, where it asks who comes and lets [`USERS`] do what they may.
+    fn guarded_broker() -> io::Result<Self> {
+        let guarded = free()?;
+        let mut cluster = Self::make(1, |running, node, controller| {
+            let users: String =
+                USERS.iter().map(|(name, word)| format!(" user_{name}=\"{word}\"")).collect();
+            let (address, module) =
+                (node.address, "org.apache.kafka.common.security.plain.PlainLoginModule");
+            let settings = node.dir.join("server.properties");
+            let lines = [
+                format!(
+                    "listeners=PLAINTEXT://{address},GUARDED://{guarded},CONTROLLER://{controller}"
+                ),
+                format!("advertised.listeners=PLAINTEXT://{address},GUARDED://{guarded}"),
+                "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,\
+                 CONTROLLER:PLAINTEXT"
+                    .to_owned(),
+                "sasl.enabled.mechanisms=PLAIN".to_owned(),
+                format!("listener.name.guarded.plain.sasl.jaas.config={module} required{users};"),
+                "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+                    .to_owned(),
+                format!("super.users=User:ANONYMOUS;User:{}", USERS[0].0),
+            ];
+            running.more = Some((settings, lines.join("\n")));
+            Ok(())
+        })?;
+        cluster.guarded = Some(guarded);
+        Ok(cluster)
+    }
+
+    fn make(
+        brokers: u16,
+        change: impl Fn(&mut Running, &KafkaNode, SocketAddr) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let programs = KafkaPrograms::find(None).map_err(io::Error::other)?;
         let place = Place::new("resurgam-kafka-")?;
         let cluster = KafkaNode::new_cluster();
@@ -174,24 +260,25 @@ impl ScratchKafka {
             (1..=brokers).map(|id| Ok((id, free()?))).collect::<io::Result<_>>()?;
         let mut nodes = Vec::new();
         let mut addresses = Vec::new();
-        for id in 1..=brokers {
+        for (id, controller) in controllers.iter().copied() {
             let name = format!("kafka-{id}");
             let address = free()?;
             addresses.push(address);
-            let node = Node::Kafka(KafkaNode {
+            let node = KafkaNode {
                 programs: programs.clone(),
                 dir: place.folder.join(&name),
                 id,
                 address,
                 controllers: controllers.clone(),
                 cluster: cluster.clone(),
-            });
-            let mut running = Running { name, node, address, server: None, companion: None };
+            };
+            let mut running = Running::new(name, Node::Kafka(node.clone()), address);
+            change(&mut running, &node, controller)?;
             running.start(&place)?;
             nodes.push(running);
         }
         nodes.iter_mut().try_for_each(|node| node.wait(&place))?;
-        Ok(Self { place, nodes: Mutex::new(nodes), addresses })
+        Ok(Self { place, nodes: Mutex::new(nodes), addresses, guarded: None })
     }
 
     /// The one broker that all tests of the process share, each with a topic of its own.
@@ -200,7 +287,7 @@ impl ScratchKafka {
     /// As [`Self::start`].
     pub fn shared() -> io::Result<&'static Self> {
         static SHARED: OnceLock<io::Result<ScratchKafka>> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| Self::start(1));
+        let shared = SHARED.get_or_init(Self::guarded_broker);
         shared.as_ref().map_err(|error| io::Error::other(error.to_string()))
     }
 
@@ -208,6 +295,38 @@ impl ScratchKafka {
     #[must_use]
     pub fn bootstrap(&self) -> Vec<String> {
         self.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    /// Where the shared broker asks who comes.
+    #[must_use]
+    pub fn guarded(&self) -> Option<SocketAddr> {
+        self.guarded
+    }
+
+    /// Lets a broker make files of any size from its next start on.
+    ///
+    /// # Errors
+    /// When there is no such broker.
+    pub fn give_space(&self, broker: usize) -> io::Result<()> {
+        self.with(broker, |node, _| {
+            node.most_bytes = None;
+            Ok(())
+        })
+    }
+
+    /// Whether a broker still runs.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
+    pub fn runs(&self, broker: usize) -> io::Result<bool> {
+        let mut runs = false;
+        self.with(broker, |node, _| {
+            if let Some(server) = &mut node.server {
+                runs = server.try_wait()?.is_none();
+            }
+            Ok(())
+        })?;
+        Ok(runs)
     }
 
     /// Kills a broker, counted from 0.
@@ -282,9 +401,7 @@ impl ScratchRabbit {
         };
         let (url, address) = (node.url(), node.address);
         let management = node.management_url();
-        let node = Node::RabbitMq(node);
-        let name = "rabbitmq-0".to_owned();
-        let mut running = Running { name, node, address, server: None, companion: None };
+        let mut running = Running::new("rabbitmq-0".to_owned(), Node::RabbitMq(node), address);
         running.start(&place)?;
         running.wait(&place)?;
         Ok(Self { place, node: Mutex::new(running), url, management })
@@ -342,6 +459,14 @@ impl ScratchRabbit {
     /// When it does not start.
     pub fn resume(&self) -> io::Result<()> {
         self.node().start(&self.place)
+    }
+
+    /// From its next start on it wants more free space on the disk than any disk has, or as little
+    /// as usual.
+    pub fn want_space(&self, much: bool) {
+        let settings = self.place.folder.join("rabbitmq-0/rabbitmq.conf");
+        let line = "disk_free_limit.absolute = 100000GB".to_owned();
+        self.node().more = much.then_some((settings, line));
     }
 
     /// The folder with its data and its log.

@@ -3,5 +3,5 @@
 mod brokers;
 mod postgres;
 
-pub use brokers::{ScratchKafka, ScratchRabbit};
+pub use brokers::{ScratchKafka, ScratchRabbit, USERS};
 pub use postgres::ScratchPostgres;

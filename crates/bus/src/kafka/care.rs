@@ -1,6 +1,6 @@
 //! How the cluster is, and whether the topic is as safe as the number of brokers allows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,8 @@ use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::net::TcpStream;
 
-use super::{KafkaSettings, NAME, Quiet, misfit, trouble};
+use super::context::{Context, misfit};
+use super::{KafkaSettings, NAME};
 use crate::broker::{BrokerError, BrokerResult, Observation};
 
 /// Enough for a dozen consumers, and few enough for a small cluster.
@@ -22,6 +23,8 @@ const PARTITIONS: i32 = 12;
 const COPIES: usize = 3;
 /// A connection on the way to a broker that lives takes much less.
 const KNOCK: Duration = Duration::from_millis(500);
+/// More than a client has to say after it failed.
+const NEWS: u32 = 64;
 /// To ask for the lag is dear: one question for each partition.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 
@@ -29,12 +32,13 @@ const LAG_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Care {
     settings: KafkaSettings,
     known: Arc<Mutex<Known>>,
+    context: Context,
 }
 
 #[derive(Default)]
 struct Known {
     /// A client that only asks; made when it is first needed.
-    client: Option<Arc<BaseConsumer<Quiet>>>,
+    client: Option<Arc<BaseConsumer<Context>>>,
     /// Each broker that was ever seen, by its id.
     brokers: BTreeMap<i32, String>,
     lag: Option<(Instant, u64)>,
@@ -43,23 +47,23 @@ struct Known {
 }
 
 impl Care {
-    pub(super) fn new(settings: &KafkaSettings) -> Self {
-        Self { settings: settings.clone(), known: Arc::default() }
+    pub(super) fn new(settings: &KafkaSettings, context: &Context) -> Self {
+        Self { settings: settings.clone(), known: Arc::default(), context: context.clone() }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self) -> BrokerResult<Arc<BaseConsumer<Quiet>>> {
+    fn client(&self) -> BrokerResult<Arc<BaseConsumer<Context>>> {
         let mut known = self.known();
         if let Some(client) = &known.client {
             return Ok(Arc::clone(client));
         }
         let mut config = self.settings.client();
         config.set("group.id", &self.settings.group).set("enable.auto.commit", "false");
-        let client: BaseConsumer<Quiet> =
-            config.create_with_context(Quiet).map_err(|error| misfit(&error))?;
+        let client: BaseConsumer<Context> =
+            config.create_with_context(self.context.clone()).map_err(|error| misfit(&error))?;
         let client = Arc::new(client);
         known.client = Some(Arc::clone(&client));
         Ok(client)
@@ -90,7 +94,20 @@ impl Care {
     async fn metadata(&self, topic: bool) -> BrokerResult<Metadata> {
         let (client, timeout) = (self.client()?, self.settings.timeout);
         let topic = topic.then(|| self.settings.topic.clone());
-        asked(move || client.fetch_metadata(topic.as_deref(), timeout)).await
+        let metadata = self.asked(move || {
+            let metadata = client.fetch_metadata(topic.as_deref(), timeout);
+            if metadata.is_err() {
+                // Why there was no answer waits to be picked up, among other things that the
+                // library has to say. That nothing is left it does not say.
+                for _ in 0..NEWS {
+                    let _ = client.poll(Duration::ZERO);
+                }
+            }
+            metadata
+        });
+        let metadata = metadata.await?;
+        self.context.let_in();
+        Ok(metadata)
     }
 
     pub(super) async fn prepare(&self) -> BrokerResult<()> {
@@ -102,8 +119,11 @@ impl Care {
                 && topic.error().is_none()
                 && !topic.partitions().is_empty()
         });
-        let admin: AdminClient<Quiet> =
-            self.settings.client().create_with_context(Quiet).map_err(|error| misfit(&error))?;
+        let admin: AdminClient<Context> = self
+            .settings
+            .client()
+            .create_with_context(self.context.clone())
+            .map_err(|error| misfit(&error))?;
         let options = AdminOptions::new()
             .request_timeout(Some(self.settings.timeout))
             .operation_timeout(Some(self.settings.timeout));
@@ -125,7 +145,7 @@ impl Care {
                 NewTopic::new(&self.settings.topic, PARTITIONS, TopicReplication::Fixed(copies))
                     .set("min.insync.replicas", if copies >= 3 { "2" } else { "1" });
             let made = admin.create_topics([&topic], &options).await;
-            match made.map_err(|error| trouble(&error))?.into_iter().next() {
+            match made.map_err(|error| self.context.trouble(&error))?.into_iter().next() {
                 Some(Err((_, Code::TopicAlreadyExists))) | Some(Ok(_)) | None => {}
                 Some(Err((name, code))) => {
                     return Err(BrokerError::Setup {
@@ -146,7 +166,7 @@ impl Care {
     /// Notes what is not as it should be about a topic that somebody else may have made.
     async fn look_at_topic(
         &self,
-        admin: &AdminClient<Quiet>,
+        admin: &AdminClient<Context>,
         options: &AdminOptions,
         metadata: &Metadata,
     ) -> BrokerResult<()> {
@@ -191,30 +211,32 @@ impl Care {
             .map(|broker| (broker.id(), format!("{}:{}", broker.host(), broker.port())))
             .collect();
         seen.nodes = living.values().cloned().collect();
-        {
-            let mut known = self.known();
-            known.brokers.extend(living.iter().map(|(id, door)| (*id, door.clone())));
-            seen.missing = known
-                .brokers
-                .iter()
-                .filter(|(id, _)| !living.contains_key(id))
-                .map(|(_, door)| door.clone())
-                .collect();
-            seen.findings.clone_from(&known.findings);
-        }
         let partitions = metadata
             .topics()
             .iter()
             .filter(|topic| topic.name() == self.settings.topic)
             .flat_map(|topic| topic.partitions());
-        let mut numbers = Vec::new();
+        let (mut numbers, mut holders) = (Vec::new(), BTreeSet::new());
         for partition in partitions {
             numbers.push(partition.id());
+            holders.extend(partition.replicas());
             if partition.leader() < 0 {
                 seen.offline += 1;
             } else if partition.isr().len() < partition.replicas().len() {
                 seen.under_replicated += 1;
             }
+        }
+        {
+            let mut known = self.known();
+            known.brokers.extend(living.iter().map(|(id, door)| (*id, door.clone())));
+            // Those that are to hold copies. One that was taken out for good holds none any more.
+            known.brokers.retain(|id, _| living.contains_key(id) || holders.contains(id));
+            seen.missing = holders
+                .iter()
+                .filter(|id| !living.contains_key(id))
+                .map(|id| known.brokers.get(id).cloned().unwrap_or_else(|| format!("number {id}")))
+                .collect();
+            seen.findings.clone_from(&known.findings);
         }
         if numbers.is_empty() {
             let missing = format!("the topic {} is not there", self.settings.topic);
@@ -247,36 +269,39 @@ impl Care {
         }
         let (client, timeout) = (self.client().ok()?, self.settings.timeout);
         let topic = self.settings.topic.clone();
-        let lag = asked(move || {
-            let mut list = TopicPartitionList::new();
-            for partition in &partitions {
-                list.add_partition(&topic, *partition);
-            }
-            let committed = client.committed_offsets(list, timeout)?;
-            let mut lag = 0_u64;
-            for element in committed.elements() {
-                let (low, high) = client.fetch_watermarks(&topic, element.partition(), timeout)?;
-                let reached = match element.offset() {
-                    Offset::Offset(offset) => offset.max(low),
-                    _ => low,
-                };
-                lag = lag.saturating_add(u64::try_from(high - reached).unwrap_or_default());
-            }
-            Ok(lag)
-        })
-        .await
-        .ok()?;
+        let lag = self
+            .asked(move || {
+                let mut list = TopicPartitionList::new();
+                for partition in &partitions {
+                    list.add_partition(&topic, *partition);
+                }
+                let committed = client.committed_offsets(list, timeout)?;
+                let mut lag = 0_u64;
+                for element in committed.elements() {
+                    let (low, high) =
+                        client.fetch_watermarks(&topic, element.partition(), timeout)?;
+                    let reached = match element.offset() {
+                        Offset::Offset(offset) => offset.max(low),
+                        _ => low,
+                    };
+                    lag = lag.saturating_add(u64::try_from(high - reached).unwrap_or_default());
+                }
+                Ok(lag)
+            })
+            .await
+            .ok()?;
         self.known().lag = Some((Instant::now(), lag));
         Some(lag)
     }
-}
 
-/// Calls of the library that wait.
-async fn asked<T: Send + 'static>(
-    ask: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
-) -> BrokerResult<T> {
-    tokio::task::spawn_blocking(ask)
-        .await
-        .map_err(|error| BrokerError::Away { broker: NAME, reason: error.to_string() })?
-        .map_err(|error| trouble(&error))
+    /// Calls of the library that wait.
+    async fn asked<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+    ) -> BrokerResult<T> {
+        tokio::task::spawn_blocking(ask)
+            .await
+            .map_err(|error| BrokerError::Away { broker: NAME, reason: error.to_string() })?
+            .map_err(|error| self.context.trouble(&error))
+    }
 }

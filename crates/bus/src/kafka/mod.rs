@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod care;
+mod context;
 mod settings;
 
 pub use settings::{KafkaCredentials, KafkaSettings};
@@ -11,13 +12,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 use resurgam_model::MessageId;
 
+use self::context::{Context, misfit};
 use crate::broker::{Arrivals, Broker, BrokerError, BrokerResult, Observation, Parcel};
 
 const NAME: &str = "kafka";
@@ -29,19 +30,21 @@ const ID: &str = "id";
 pub struct Kafka {
     settings: KafkaSettings,
     /// Made when it is first needed, and made anew after a fault from which it cannot recover.
-    producer: Mutex<Option<FutureProducer<Quiet>>>,
+    producer: Mutex<Option<FutureProducer<Context>>>,
     care: care::Care,
+    context: Context,
 }
 
 impl Kafka {
     /// A cluster with these settings. Nothing is connected yet.
     #[must_use]
     pub fn new(settings: KafkaSettings) -> Arc<Self> {
-        let care = care::Care::new(&settings);
-        Arc::new(Self { settings, producer: Mutex::new(None), care })
+        let context = Context::default();
+        let care = care::Care::new(&settings, &context);
+        Arc::new(Self { settings, producer: Mutex::new(None), care, context })
     }
 
-    fn producer(&self) -> BrokerResult<FutureProducer<Quiet>> {
+    fn producer(&self) -> BrokerResult<FutureProducer<Context>> {
         let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = kept.take().filter(|producer| producer.client().fatal_error().is_none());
         let producer = match usable {
@@ -52,15 +55,28 @@ impl Kafka {
                 config
                     .set("enable.idempotence", "true")
                     .set("acks", "all")
-                    .set("linger.ms", "1")
+                    .set("linger.ms", "0")
                     .set("compression.type", "lz4")
                     .set("message.timeout.ms", &patience)
                     .set("message.max.bytes", MOST_BYTES);
-                config.create_with_context(Quiet).map_err(|error| misfit(&error))?
+                config.create_with_context(self.context.clone()).map_err(|error| misfit(&error))?
             }
         };
         *kept = Some(producer.clone());
         Ok(producer)
+    }
+
+    /// Why a parcel was not published.
+    fn refused(&self, error: &KafkaError, parcel: &Parcel) -> BrokerError {
+        match error.rdkafka_error_code() {
+            Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => {
+                BrokerError::TooLarge { broker: NAME, id: parcel.id, size: parcel.content.len() }
+            }
+            Some(Code::InvalidRecord | Code::InvalidMessage) => {
+                BrokerError::Refused { broker: NAME, id: parcel.id, reason: error.to_string() }
+            }
+            _ => self.context.trouble(error),
+        }
     }
 }
 
@@ -90,7 +106,7 @@ impl Broker for Kafka {
                 .headers(headers);
             match producer.send_result(record) {
                 Ok(delivery) => deliveries.push(delivery),
-                Err((error, _)) => return Err(refused(&error, parcel)),
+                Err((error, _)) => return Err(self.refused(&error, parcel)),
             }
         }
         // The producer gives up each of them within the time-out; the rest is for its own delays.
@@ -103,7 +119,7 @@ impl Broker for Kafka {
         for (answer, parcel) in answers.into_iter().zip(parcels) {
             let error = match answer {
                 Ok(Ok(_)) => continue,
-                Ok(Err((error, _))) => refused(&error, parcel),
+                Ok(Err((error, _))) => self.refused(&error, parcel),
                 Err(_) => BrokerError::Away { broker: NAME, reason: "it was cut off".to_owned() },
             };
             if !error.is_outage() {
@@ -115,13 +131,14 @@ impl Broker for Kafka {
             Some(error) => Err(error),
             None => {
                 std::mem::forget(purge);
+                self.context.let_in();
                 Ok(())
             }
         }
     }
 
     async fn receive(&self) -> BrokerResult<Box<dyn Arrivals>> {
-        Ok(Box::new(arrivals::KafkaArrivals::begin(&self.settings)?))
+        Ok(Box::new(arrivals::KafkaArrivals::begin(&self.settings, &self.context)?))
     }
 
     async fn observe(&self) -> BrokerResult<Observation> {
@@ -131,74 +148,12 @@ impl Broker for Kafka {
 
 /// What is still queued when a publication fails or is given up is published again by the caller,
 /// so it must not come out of the queue later, on its own.
-struct PurgeOnDrop<'a>(&'a FutureProducer<Quiet>);
+struct PurgeOnDrop<'a>(&'a FutureProducer<Context>);
 
 impl Drop for PurgeOnDrop<'_> {
     fn drop(&mut self) {
         self.0.purge(PurgeConfig::default().queue().inflight());
     }
-}
-
-/// What the library says of itself goes into the log at a level for those who look for it: what
-/// matters is in the errors.
-#[derive(Clone, Copy, Debug)]
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        tracing::debug!(?level, facility, text, "librdkafka");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "librdkafka");
-    }
-}
-
-impl rdkafka::consumer::ConsumerContext for Quiet {}
-
-/// Why a parcel was not published.
-fn refused(error: &KafkaError, parcel: &Parcel) -> BrokerError {
-    match error.rdkafka_error_code() {
-        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => {
-            BrokerError::TooLarge { broker: NAME, id: parcel.id, size: parcel.content.len() }
-        }
-        Some(Code::InvalidRecord | Code::InvalidMessage) => {
-            BrokerError::Refused { broker: NAME, id: parcel.id, reason: error.to_string() }
-        }
-        _ => trouble(error),
-    }
-}
-
-/// What is wrong with the cluster, or the way to it.
-fn trouble(error: &KafkaError) -> BrokerError {
-    let reason = error.to_string();
-    match error.rdkafka_error_code() {
-        Some(
-            Code::Authentication
-            | Code::SaslAuthenticationFailed
-            | Code::ClusterAuthorizationFailed,
-        ) => BrokerError::Credentials { broker: NAME, reason },
-        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
-            let reason = format!(
-                "{reason}; allow this user to read, write, describe and create the topic, and to \
-                 read with its group"
-            );
-            BrokerError::Setup { broker: NAME, reason }
-        }
-        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
-            let reason = format!("{reason}; the topic is not there, or this user may not see it");
-            BrokerError::Setup { broker: NAME, reason }
-        }
-        Some(
-            Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend | Code::KafkaStorageError,
-        ) => BrokerError::Stopped { broker: NAME, reason },
-        _ => BrokerError::Away { broker: NAME, reason },
-    }
-}
-
-/// A client that could not even be made.
-fn misfit(error: &KafkaError) -> BrokerError {
-    BrokerError::Setup { broker: NAME, reason: format!("the settings cannot be used: {error}") }
 }
 
 fn id_of(text: &[u8]) -> Option<MessageId> {

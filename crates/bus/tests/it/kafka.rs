@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use resurgam_bus::broker::{Broker, BrokerError};
-use resurgam_bus::kafka::{Kafka, KafkaSettings};
-use resurgam_testing::ScratchKafka;
+use resurgam_bus::broker::{Broker, BrokerError, Parcel};
+use resurgam_bus::kafka::{Kafka, KafkaCredentials, KafkaSettings};
+use resurgam_testing::{ScratchKafka, USERS};
 
 use crate::carriers::{self, PATIENCE, TIMEOUT, consuming, parcel, ready, receive};
 
@@ -14,7 +14,11 @@ fn shared() -> &'static ScratchKafka {
 }
 
 fn kafka(cluster: &ScratchKafka, topic: &str) -> Arc<Kafka> {
-    Kafka::new(KafkaSettings {
+    Kafka::new(settings(cluster, topic))
+}
+
+fn settings(cluster: &ScratchKafka, topic: &str) -> KafkaSettings {
+    KafkaSettings {
         bootstrap: cluster.bootstrap(),
         topic: topic.to_owned(),
         group: format!("{topic}-readers"),
@@ -22,7 +26,20 @@ fn kafka(cluster: &ScratchKafka, topic: &str) -> Arc<Kafka> {
         tls: false,
         ca: None,
         credentials: None,
-    })
+    }
+}
+
+/// As somebody who has to say who they are.
+fn guarded(topic: &str, username: &str, password: &str) -> KafkaSettings {
+    KafkaSettings {
+        bootstrap: vec![shared().guarded().unwrap().to_string()],
+        credentials: Some(KafkaCredentials {
+            username: username.to_owned(),
+            password: password.to_owned(),
+            mechanism: "PLAIN".to_owned(),
+        }),
+        ..settings(shared(), topic)
+    }
 }
 
 #[tokio::test]
@@ -42,6 +59,90 @@ async fn a_topic_that_is_not_there_is_said_to_be_missing() {
     assert!(seen.stopped.is_some_and(|why| why.contains("is not there")), "{:?}", seen.findings);
     let error = kafka.publish(&[parcel("a", "1")]).await.unwrap_err();
     assert!(error.is_outage(), "{error}");
+}
+
+#[tokio::test]
+async fn who_is_known_is_let_in_and_wrong_credentials_are_named_and_not_shown() {
+    let (name, word) = USERS[0];
+    carriers::carries_in_order_until_settled(Kafka::new(guarded("let-in", name, word))).await;
+
+    let settings = guarded("kept-out", name, "hunter2");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    let kafka = Kafka::new(settings);
+    for error in [
+        kafka.prepare().await.unwrap_err(),
+        kafka.observe().await.unwrap_err(),
+        kafka.publish(&[parcel("a", "1")]).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, BrokerError::Credentials { .. }), "{error:?}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn who_may_do_nothing_is_told_what_to_ask_for() {
+    // Neither where the topic is missing nor where it is there.
+    ready(&*kafka(shared(), "forbidden")).await;
+    let (name, word) = USERS[1];
+    for topic in ["forbidden", "forbidden-and-missing"] {
+        let kafka = Kafka::new(guarded(topic, name, word));
+        for error in [
+            kafka.prepare().await.unwrap_err(),
+            kafka.publish(&[parcel("a", "1")]).await.unwrap_err(),
+        ] {
+            assert!(matches!(error, BrokerError::Setup { .. }), "{topic}: {error:?}");
+        }
+        let error = kafka.prepare().await.unwrap_err().to_string();
+        assert!(error.contains("allow this user"), "{error}");
+    }
+}
+
+/// Its disk is full: it can make no file greater.
+#[tokio::test]
+async fn a_broker_without_space_is_an_outage_and_goes_on_with_space() {
+    let cluster = ScratchKafka::with_little_space(12 << 20).unwrap();
+    let kafka = kafka(&cluster, "full");
+    ready(&*kafka).await;
+    // Nothing that could be compressed.
+    let mut dice = 1_u64;
+    let mut noise = || {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        dice.to_be_bytes()[0]
+    };
+    let content: bytes::Bytes = (0..500_000).map(|_| noise()).collect();
+    let great = || Parcel { content: content.clone(), ..parcel("a", "") };
+    let mut confirmed = Vec::new();
+    let error = loop {
+        let parcel = great();
+        match kafka.publish(std::slice::from_ref(&parcel)).await {
+            Ok(()) => confirmed.push(parcel.id),
+            Err(error) => break error,
+        }
+        assert!(confirmed.len() < 50, "the disk is never full");
+    };
+    assert!(error.is_outage(), "{error}");
+    assert!(confirmed.len() > 10, "{}", confirmed.len());
+    let ended = async {
+        while cluster.runs(0).unwrap() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("it goes on with a disk that is full");
+    let error = kafka.observe().await.unwrap_err();
+    assert!(matches!(error, BrokerError::Away { .. }), "{error}");
+
+    cluster.give_space(0).unwrap();
+    cluster.resume(0).unwrap();
+    ready(&*kafka).await;
+    let last = great();
+    let published = async { while kafka.publish(std::slice::from_ref(&last)).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, published).await.expect("it does not go on");
+    confirmed.push(last.id);
+    let mut arrivals = kafka.receive().await.unwrap();
+    let mut came = Vec::new();
+    while !confirmed.iter().all(|id| came.contains(id)) {
+        came.extend(receive(&mut *arrivals, 1).await.into_iter().filter_map(|arrival| arrival.id));
+    }
 }
 
 #[tokio::test]

@@ -106,6 +106,42 @@ async fn it_says_how_much_waits_and_which_nodes_there_are() {
     until(0).await;
 }
 
+/// Less space is left on its disk than it wants.
+#[tokio::test]
+async fn a_node_short_of_disk_says_so_takes_nothing_and_goes_on_with_space() {
+    let node = ScratchRabbit::start().unwrap();
+    let rabbit = rabbit(&node, "full");
+    ready(&*rabbit).await;
+    rabbit.publish(&[parcel("a", "before")]).await.unwrap();
+    node.kill().unwrap();
+    node.want_space(true);
+    node.resume().unwrap();
+    let short = async {
+        loop {
+            if let Ok(seen) = rabbit.observe().await
+                && let Some(why) = seen.stopped
+                && why.contains("disk")
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, short).await.expect("it is never short of disk");
+    let error = rabbit.publish(&[parcel("a", "meanwhile")]).await.unwrap_err();
+    assert!(matches!(error, BrokerError::Stopped { .. }), "{error}");
+    // What it has it gives.
+    let mut arrivals = rabbit.receive().await.unwrap();
+    assert_eq!(receive(&mut *arrivals, 1).await.len(), 1);
+    arrivals.settle().await.unwrap();
+
+    node.kill().unwrap();
+    node.want_space(false);
+    node.resume().unwrap();
+    ready(&*rabbit).await;
+    let published = async { while rabbit.publish(&[parcel("a", "after")]).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, published).await.expect("it does not go on");
+}
+
 #[tokio::test]
 async fn it_says_that_it_is_away_and_never_hangs() {
     let node = ScratchRabbit::start().unwrap();
