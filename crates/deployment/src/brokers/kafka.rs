@@ -19,6 +19,10 @@ const USUAL: [&str; 4] = ["/opt/kafka", "/usr/local/kafka", "/usr/share/kafka", 
 /// More than a local cluster needs; the default of a gigabyte for each is too much for a laptop.
 const HEAP: [&str; 2] = ["-Xms128m", "-Xmx384m"];
 
+/// Brokers of one's own share a small machine with all else: what a compiler that works harder would
+/// gain later, it takes from everybody for the first minutes.
+const LIGHT: [&str; 2] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
+
 /// Kafka's jars and the Java to run them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KafkaPrograms {
@@ -72,7 +76,7 @@ impl KafkaPrograms {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.java);
-        command.arg("-cp").arg(self.home.join("libs/*"));
+        command.args(LIGHT).arg("-cp").arg(self.home.join("libs/*"));
         command
     }
 }
@@ -209,6 +213,7 @@ impl KafkaNode {
         let mut command = Command::new(&self.programs.java);
         command
             .args(HEAP)
+            .args(LIGHT)
             .args(["-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true"])
             .arg(format!(
                 "-Dlog4j2.configurationFile={}",
