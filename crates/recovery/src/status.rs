@@ -6,6 +6,7 @@ use resurgam_deployment::postgres::contain::Strength;
 use resurgam_deployment::postgres::wire::{Observed, ServerState};
 use resurgam_deployment::{Component, RunState};
 use resurgam_model::ComponentName;
+use resurgam_model::bus::BusStatus;
 use resurgam_model::database::Epoch;
 use resurgam_model::plan::StoreKind;
 use resurgam_model::report::StepReport;
@@ -35,6 +36,9 @@ pub struct Status {
     pub pool: Option<Pool>,
     /// The owned PostgreSQL, if there is one.
     pub postgres: Option<Postgres>,
+    /// How the buses are, as the API said last; none while it says nothing.
+    #[serde(default)]
+    pub bus: Option<BusStatus>,
     /// The open incidents.
     pub incidents: Vec<Incident>,
 }
@@ -162,6 +166,7 @@ impl Controller {
                 .postgres
                 .as_ref()
                 .map(|(a, _, service)| postgres_status(a, *service)),
+            bus: self.buses(),
             incidents,
         })
     }

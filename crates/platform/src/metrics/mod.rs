@@ -1,5 +1,7 @@
 //! The figures of one process of the platform.
 
+mod bus;
+
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -145,6 +147,7 @@ struct Stock {
 #[derive(Default)]
 struct Known {
     snapshot: Snapshot,
+    buses: bus::Buses,
     /// When the store was last asked.
     asked: Option<Instant>,
     /// When it last answered.
@@ -169,11 +172,11 @@ impl Stock {
             let (stock, store) = (Arc::clone(this), Arc::clone(store));
             tokio::spawn(async move {
                 let answer = Asking(stock);
-                let snapshot = store.figures().await;
+                let figures = ask(&store).await;
                 let mut known = answer.0.known();
-                known.failed = snapshot.is_err();
-                if let Ok(snapshot) = snapshot {
-                    known.snapshot = snapshot;
+                known.failed = figures.is_err();
+                if let Ok((snapshot, buses)) = figures {
+                    (known.snapshot, known.buses) = (snapshot, buses);
                     known.answered = Some(Instant::now());
                 }
                 drop(known);
@@ -206,19 +209,19 @@ impl Stock {
             agents.map(|(state, n)| ([("state", Cow::Owned(state.clone()))], number(*n))).collect()
         };
         registry.add("resurgam_agents", "Agents", &["state"], Computed::gauges(agents));
+        bus::register(self, registry);
         let stock = Arc::clone(self);
         registry.add(
             "resurgam_stock_stale",
-            "1 when the store did not answer, so that resurgam_tasks, \
-             resurgam_task_oldest_ready_seconds and resurgam_agents are old or missing",
+            "1 when the store did not answer, so that what it knows is old or missing: tasks, \
+             agents, buses, outbox and dead letters",
             &[],
             Computed::gauge(move || Some(f64::from(u8::from(stock.is_stale())))),
         );
         let stock = Arc::clone(self);
         registry.add(
             "resurgam_stock_age_seconds",
-            "How long ago the store gave resurgam_tasks, resurgam_task_oldest_ready_seconds and \
-             resurgam_agents",
+            "How long ago the store told of tasks, agents, buses, outbox and dead letters",
             &[],
             Computed::gauge(move || Some(stock.known().answered?.elapsed().as_secs_f64())),
         );
@@ -229,6 +232,10 @@ impl Stock {
         let known = self.known();
         known.failed || known.answered.is_none() || asking
     }
+}
+
+async fn ask(store: &SharedStore) -> resurgam_store::Result<(Snapshot, bus::Buses)> {
+    Ok((store.figures().await?, bus::Buses::ask(store).await?))
 }
 
 /// While this is there, the store is being asked.

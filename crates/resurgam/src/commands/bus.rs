@@ -151,28 +151,33 @@ async fn status(args: &StatusArgs) -> Result<u8, Failure> {
     })
 }
 
-fn print(status: &BusStatus) {
-    let now = Timestamp::now();
+/// Which way messages take.
+pub(super) fn way(status: &BusStatus) -> String {
     match active(status) {
-        Some(active) => output::data(&format!("messages take {active}")),
-        None => output::data("messages have to wait: there is no bus that can be used"),
+        Some(active) => format!("messages take {active}"),
+        None => "messages have to wait: there is no bus that can be used".to_owned(),
     }
+}
+
+/// What is on the way, and for how long.
+pub(super) fn waiting(status: &BusStatus) -> String {
+    let outbox = &status.outbox;
+    let oldest = outbox.oldest.map(|at| {
+        let age = Span::try_from(Timestamp::now().duration_since(at)).unwrap_or_default();
+        format!(", the oldest for {}", Duration::from_secs(age.as_secs()))
+    });
+    let oldest = oldest.unwrap_or_default();
+    format!("on the way: {}{oldest}; dead letters: {}", outbox.waiting, outbox.dead)
+}
+
+fn print(status: &BusStatus) {
+    output::data(&way(status));
     if let Some(wish) = &status.wish {
         let to = wish.to.map_or("the order of the plan", BusKind::as_str);
         let why = wish.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
         output::data(&format!("ordered by {} at {}: {to}{why}", wish.by, wish.at));
     }
-    let outbox = &status.outbox;
-    let oldest = outbox.oldest.map(|at| {
-        let age = Span::try_from(now.duration_since(at)).unwrap_or_default();
-        format!(", the oldest for {}", Duration::from_secs(age.as_secs()))
-    });
-    output::data(&format!(
-        "on the way: {}{}; dead letters: {}",
-        outbox.waiting,
-        oldest.unwrap_or_default(),
-        outbox.dead
-    ));
+    output::data(&waiting(status));
     let Some(state) = &status.state else { return };
     let mut table =
         output::table(&["bus", "circuit", "since", "nodes", "missing", "lag", "what is wrong"]);

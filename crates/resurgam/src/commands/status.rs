@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_model::bus::Circuit;
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::status::{Instance, Postgres, Status};
 
+use super::bus;
 use crate::cli::StatusArgs;
 use crate::failure::{Failure, code};
 use crate::output;
@@ -67,6 +69,14 @@ fn print(status: &Status) {
     }
     if let Some(postgres) = &status.postgres {
         print_postgres(postgres);
+    }
+    if let Some(bus) = &status.bus {
+        output::data(&format!("{}; {}", bus::way(bus), bus::waiting(bus)));
+        let ill = bus.state.iter().flat_map(|state| &state.buses);
+        for one in ill.filter(|one| one.circuit != Circuit::Closed) {
+            let why = one.reason.as_deref().unwrap_or("it has not answered yet");
+            output::data(&format!("{} cannot be used ({}): {why}", one.bus, one.circuit.as_str()));
+        }
     }
     if status.incidents.is_empty() {
         output::data("no open incidents");
