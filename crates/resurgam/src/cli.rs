@@ -127,7 +127,7 @@ pub(crate) struct DrillArgs {
     /// List the scenarios.
     #[arg(long, conflicts_with = "scenario")]
     pub(crate) list: bool,
-    /// How to lose it: kill (SIGKILL) or freeze (SIGSTOP, postgres-primary only).
+    /// How to lose it: kill (SIGKILL) or freeze (SIGSTOP; postgres-primary and the brokers).
     #[arg(long, default_value = "kill")]
     pub(crate) fault: FaultKind,
     /// Let commits not wait for the standby: faster, and a lost primary may take writes with it.

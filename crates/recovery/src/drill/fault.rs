@@ -6,6 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use resurgam_model::Scenario;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,22 @@ impl FaultKind {
         match self {
             Self::Kill => "kill",
             Self::Freeze => "freeze",
+        }
+    }
+
+    /// Whether a scenario can be drilled with it. A frozen broker is started anew by its runbook,
+    /// so nothing frozen is left behind.
+    #[must_use]
+    pub fn fits(self, scenario: Scenario) -> bool {
+        match self {
+            Self::Kill => true,
+            Self::Freeze => matches!(
+                scenario,
+                Scenario::PostgresPrimary
+                    | Scenario::KafkaBroker
+                    | Scenario::KafkaCluster
+                    | Scenario::RabbitMq
+            ),
         }
     }
 }

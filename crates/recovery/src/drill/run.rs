@@ -68,9 +68,10 @@ impl Drill<'_> {
     /// When the drill itself cannot be carried out. A recovery that fails is no error: it is in
     /// the report.
     pub async fn run(&mut self, scenario: Scenario, kind: FaultKind) -> Result<DrillReport> {
-        if kind == FaultKind::Freeze && scenario != Scenario::PostgresPrimary {
+        if !kind.fits(scenario) {
             return Err(Error::Drill(format!(
-                "only postgres-primary can be frozen, not {scenario}"
+                "{scenario} cannot be drilled by a {}",
+                kind.as_str()
             )));
         }
         self.say("waiting until everything is up");
@@ -91,7 +92,7 @@ impl Drill<'_> {
             }
             Scenario::Api => self.one_of(&status, scenario, ComponentKind::Api).await?,
             Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
-                self.brokers(&status, scenario).await?
+                self.brokers(&status, scenario, kind).await?
             }
         };
         self.say("balancing the books");
@@ -141,8 +142,13 @@ impl Drill<'_> {
         Ok(Struck { at, incident, ..Struck::default() })
     }
 
-    /// Kills one broker of Kafka, all of them, or RabbitMQ.
-    async fn brokers(&self, status: &Status, scenario: Scenario) -> Result<Struck> {
+    /// Kills or freezes one broker of Kafka, all of them, or RabbitMQ.
+    async fn brokers(
+        &self,
+        status: &Status,
+        scenario: Scenario,
+        fault: FaultKind,
+    ) -> Result<Struck> {
         let kind = bus_of(scenario).and_then(kind_of);
         let own: Vec<_> = status
             .components
@@ -160,9 +166,9 @@ impl Drill<'_> {
             return Err(Error::Drill(format!("the brokers that {scenario} is about do not run")));
         }
         let names: Vec<_> = own.iter().take(count).map(|c| c.name.to_string()).collect();
-        self.say(&format!("killing {}", names.join(", ")));
+        self.say(&format!("{} {}", fault.as_str(), names.join(", ")));
         let since = Timestamp::now();
-        strike(&victims, FaultKind::Kill).await?;
+        strike(&victims, fault).await?;
         let at = Timestamp::now();
         let incident = self.recovery(scenario, since).await?;
         Ok(Struck { at, incident, ..Struck::default() })

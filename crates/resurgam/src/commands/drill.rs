@@ -36,10 +36,10 @@ pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
         Some(scenario) => vec![scenario],
         None => all_of(&args)?,
     };
-    if let Some(scenario) = scenarios.iter().find(|scenario| !can(**scenario, args.fault)) {
+    if let Some(scenario) = scenarios.iter().find(|scenario| !args.fault.fits(**scenario)) {
         return Err(Failure::usage(format!(
-            "{scenario} can only be killed; --fault freeze is for {}",
-            Scenario::PostgresPrimary
+            "{scenario} can only be drilled with --fault {}; see: resurgam drill --list",
+            faults(*scenario).join(" or ")
         )));
     }
     let mut shutdown = std::pin::pin!(shutdown::requested());
@@ -417,15 +417,9 @@ fn stores(scenario: Scenario) -> &'static [&'static str] {
     }
 }
 
-fn can(scenario: Scenario, fault: FaultKind) -> bool {
-    fault != FaultKind::Freeze || scenario == Scenario::PostgresPrimary
-}
-
-fn faults(scenario: Scenario) -> &'static [&'static str] {
-    match scenario {
-        Scenario::PostgresPrimary => &["kill", "freeze"],
-        _ => &["kill"],
-    }
+fn faults(scenario: Scenario) -> Vec<&'static str> {
+    let all = [FaultKind::Kill, FaultKind::Freeze];
+    all.into_iter().filter(|fault| fault.fits(scenario)).map(FaultKind::as_str).collect()
 }
 
 /// The exit code that goes with a report.
