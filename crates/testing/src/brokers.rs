@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use resurgam_deployment::brokers::{KafkaNode, KafkaPrograms, Node, RabbitNode, RabbitPrograms};
+use resurgam_deployment::local::free_address;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Longer than a server takes to start, on a machine that does much else.
@@ -184,7 +185,7 @@ fn is_stopped(pid: u32) -> io::Result<bool> {
 }
 
 fn free() -> io::Result<SocketAddr> {
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+    free_address(Ipv4Addr::LOCALHOST.into(), 0).map_err(io::Error::other)
 }
 
 /// The users of a guarded broker, each with its password: one who may do everything, and one who

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, Read as _};
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use resurgam_deployment::local::free_address;
 use tokio_postgres::NoTls;
 
 /// Waits until its input ends, which it does when the test process is gone, however it went; then
@@ -60,7 +61,7 @@ impl ScratchPostgres {
         if let Some((user, group)) = owner {
             chown(&folder, Some(user), Some(group))?;
         }
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = free_address(Ipv4Addr::LOCALHOST.into(), 0).map_err(io::Error::other)?.port();
         let databases = AtomicU32::new(0);
         let server = Self { programs, folder, port, owner, cleaner, databases };
         let settings = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"];

@@ -125,6 +125,10 @@ impl KafkaNode {
         id.chars().take(21).chain(['A']).collect()
     }
 
+    fn temporary(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
     fn settings(&self) -> PathBuf {
         self.dir.join("server.properties")
     }
@@ -178,6 +182,12 @@ impl KafkaNode {
 
     pub(super) fn prepare(&self) -> Result<()> {
         make_dir(&self.dir)?;
+        let temporary = self.temporary();
+        if temporary.is_dir() {
+            std::fs::remove_dir_all(&temporary)
+                .map_err(Error::path("cannot delete", &temporary))?;
+        }
+        make_dir(&temporary)?;
         write_private(&self.settings(), &self.properties()?)?;
         write_private(
             &self.dir.join("log4j2.properties"),
@@ -215,6 +225,8 @@ impl KafkaNode {
             .args(HEAP)
             .args(LIGHT)
             .args(["-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true"])
+            // What it unpacks there stays when it is killed.
+            .arg(format!("-Djava.io.tmpdir={}", self.temporary().display()))
             .arg(format!(
                 "-Dlog4j2.configurationFile={}",
                 self.dir.join("log4j2.properties").display()

@@ -263,7 +263,9 @@ impl Keeping {
                 }
             }
         }
-        match tokio::time::timeout(GRACE, child.wait()).await {
+        // One that is stopped will never hear of it.
+        let grace = if child.id().is_some_and(is_stopped) { Duration::ZERO } else { GRACE };
+        match tokio::time::timeout(grace, child.wait()).await {
             Ok(exit) => exit,
             Err(_) => {
                 signal(child.id(), Signal::KILL);
@@ -291,6 +293,12 @@ impl Keeping {
         });
         self.changed.send_modify(|count| *count += 1);
     }
+}
+
+fn is_stopped(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in brackets, may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 fn signal(pid: Option<u32>, signal: Signal) {
