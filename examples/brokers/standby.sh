@@ -20,9 +20,9 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
 primary_conninfo = 'host=$PRIMARY port=$PRIMARY_PORT user=replicator password=$REPLICATION_PASSWORD application_name=postgres_1'
 CONF
     rm /tmp/passwords
+    chmod 700 "$PGDATA"
     if [ "$(id -u)" -eq 0 ]; then
         chown -R postgres:postgres "$PGDATA"
-        chmod 700 "$PGDATA"
     fi
 fi
 # The image's own script makes itself the user postgres, and starts the server.

@@ -240,14 +240,16 @@ impl Step for Evidence {
 /// Makes sure that the brokers of this deployment run.
 struct Restart(Of);
 
+/// A server may have been started by hand a moment ago, and be coming up.
+fn is_young(component: &Component) -> bool {
+    component.started_at.is_some_and(|at| Timestamp::now().as_second() - at.as_second() < YOUNG)
+}
+
 impl Restart {
     /// Whether it runs and does nothing: it is of the time before the incident, and its cluster,
     /// or all of the bus, is without it.
     fn is_stuck(&self, component: &Component, incident: &Incident) -> bool {
-        let age = component
-            .started_at
-            .map_or(i64::MAX, |at| Timestamp::now().as_second() - at.as_second());
-        if age < YOUNG || !is_of_before(component, incident) {
+        if component.state != RunState::Running || !is_of_before(component, incident) {
             return false;
         }
         let Ok(health) = self.0.health() else { return false };
@@ -266,16 +268,25 @@ impl Step for Restart {
         self.0.step(outline::RESTART)
     }
 
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(YOUNG.unsigned_abs()) + Duration::from_secs(30)
+    }
+
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
-        let components = self.0.components().await?;
+        let (components, stuck) = loop {
+            let components = self.0.components().await?;
+            let stuck: Vec<_> =
+                components.iter().filter(|c| self.is_stuck(c, so_far.incident)).collect();
+            // Those that come up are there soon; the others are old enough then.
+            if !stuck.iter().any(|component| is_young(component)) {
+                let stuck: BTreeSet<_> = stuck.iter().map(|c| c.name.clone()).collect();
+                break (components, stuck);
+            }
+            tokio::time::sleep(LOOK).await;
+        };
         if components.is_empty() {
             return Ok(Done::skipped("the brokers run elsewhere: start them there"));
         }
-        let stuck: BTreeSet<_> = components
-            .iter()
-            .filter(|component| self.is_stuck(component, so_far.incident))
-            .map(|component| component.name.clone())
-            .collect();
         start_again(&*self.0.brokers.deployment, &components, &stuck).await
     }
 }
