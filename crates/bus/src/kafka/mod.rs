@@ -55,7 +55,7 @@ impl Kafka {
                 config
                     .set("enable.idempotence", "true")
                     .set("acks", "all")
-                    .set("linger.ms", "0")
+                    .set("linger.ms", "1")
                     .set("compression.type", "lz4")
                     .set("message.timeout.ms", &patience)
                     .set("message.max.bytes", MOST_BYTES);
