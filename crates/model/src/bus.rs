@@ -17,7 +17,8 @@ pub struct Observation {
     pub nodes: Vec<String>,
     /// Nodes that are known and do not answer.
     pub missing: Vec<String>,
-    /// Who leads the cluster, if anybody.
+    /// Who leads the cluster, or that somebody does if it is not told who; none if nobody does or
+    /// that is not known.
     pub controller: Option<String>,
     /// Partitions, or queues with replicas, that have fewer replicas than they should.
     pub under_replicated: u32,

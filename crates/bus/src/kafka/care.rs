@@ -39,11 +39,25 @@ pub(super) struct Care {
 struct Known {
     /// A client that only asks; made when it is first needed.
     client: Option<Arc<BaseConsumer<Context>>>,
+    /// One that makes the topic; made when it is first needed.
+    admin: Option<Arc<AdminClient<Context>>>,
     /// Each broker that was ever seen, by its id.
     brokers: BTreeMap<i32, String>,
     lag: Option<(Instant, u64)>,
+    /// When the controller was last asked, and what came of it.
+    asked: Option<Instant>,
+    controller: Controller,
     /// What is wrong with the topic itself.
     findings: Vec<String>,
+}
+
+/// Whether anybody leads the cluster.
+#[derive(Clone, Copy, Default)]
+enum Controller {
+    #[default]
+    Unknown,
+    Answers,
+    Silent,
 }
 
 impl Care {
@@ -91,6 +105,55 @@ impl Care {
         Err(BrokerError::Away { broker: NAME, reason: reasons.join("; ") })
     }
 
+    /// Asks now and then whether there is a controller, without waiting for the answer. Who it is no
+    /// client is told; but what it alone may decide shows whether it is there: would it make our
+    /// topic? That it exists already is an answer, too.
+    fn look_for_controller(&self) {
+        {
+            let mut known = self.known();
+            if known.asked.is_some_and(|at| at.elapsed() < LAG_EVERY) {
+                return;
+            }
+            known.asked = Some(Instant::now());
+        }
+        let Ok(admin) = self.admin() else { return };
+        let (known, topic, timeout) =
+            (Arc::clone(&self.known), self.settings.topic.clone(), self.settings.timeout);
+        tokio::spawn(async move {
+            let topic = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
+            let options = AdminOptions::new()
+                .validate_only(true)
+                .request_timeout(Some(timeout))
+                .operation_timeout(Some(timeout));
+            let answer = match admin.create_topics([&topic], &options).await {
+                Ok(answers) => answers.into_iter().next(),
+                Err(KafkaError::AdminOp(code)) => Some(Err((String::new(), code))),
+                Err(_) => None,
+            };
+            let controller = match answer {
+                Some(Ok(_) | Err((_, Code::TopicAlreadyExists))) => Controller::Answers,
+                Some(Err((
+                    _,
+                    Code::RequestTimedOut | Code::OperationTimedOut | Code::NotController,
+                ))) => Controller::Silent,
+                // Not allowed to ask, say.
+                Some(Err(_)) | None => Controller::Unknown,
+            };
+            known.lock().unwrap_or_else(PoisonError::into_inner).controller = controller;
+        });
+    }
+
+    fn admin(&self) -> BrokerResult<Arc<AdminClient<Context>>> {
+        let mut known = self.known();
+        if let Some(admin) = &known.admin {
+            return Ok(Arc::clone(admin));
+        }
+        let made = self.settings.client().create_with_context(self.context.clone());
+        let admin = Arc::new(made.map_err(|error| misfit(&error))?);
+        known.admin = Some(Arc::clone(&admin));
+        Ok(admin)
+    }
+
     async fn metadata(&self, topic: bool) -> BrokerResult<Metadata> {
         let (client, timeout) = (self.client()?, self.settings.timeout);
         let topic = topic.then(|| self.settings.topic.clone());
@@ -119,11 +182,7 @@ impl Care {
                 && topic.error().is_none()
                 && !topic.partitions().is_empty()
         });
-        let admin: AdminClient<Context> = self
-            .settings
-            .client()
-            .create_with_context(self.context.clone())
-            .map_err(|error| misfit(&error))?;
+        let admin = self.admin()?;
         let options = AdminOptions::new()
             .request_timeout(Some(self.settings.timeout))
             .operation_timeout(Some(self.settings.timeout));
@@ -203,6 +262,7 @@ impl Care {
 
     pub(super) async fn observe(&self) -> BrokerResult<Observation> {
         self.knock().await?;
+        self.look_for_controller();
         let metadata = self.metadata(true).await?;
         let mut seen = Observation { at: Timestamp::now(), ..Observation::default() };
         let living: BTreeMap<_, _> = metadata
@@ -237,6 +297,14 @@ impl Care {
                 .map(|id| known.brokers.get(id).cloned().unwrap_or_else(|| format!("number {id}")))
                 .collect();
             seen.findings.clone_from(&known.findings);
+            match known.controller {
+                Controller::Unknown => {}
+                Controller::Answers => seen.controller = Some("answers".to_owned()),
+                Controller::Silent => seen.findings.push(
+                    "no controller answers: no leaders can be chosen, and no topics made"
+                        .to_owned(),
+                ),
+            }
         }
         if numbers.is_empty() {
             let missing = format!("the topic {} is not there", self.settings.topic);

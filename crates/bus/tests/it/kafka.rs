@@ -190,7 +190,11 @@ async fn one_of_three_brokers_may_go_and_two_may_not() {
     let whole = async {
         loop {
             let seen = kafka.observe().await.unwrap();
-            if seen.nodes.len() == 3 && seen.under_replicated == 0 && seen.findings.is_empty() {
+            if seen.nodes.len() == 3
+                && seen.under_replicated == 0
+                && seen.findings.is_empty()
+                && seen.controller.is_some()
+            {
                 return;
             }
         }
@@ -221,6 +225,17 @@ async fn one_of_three_brokers_may_go_and_two_may_not() {
     cluster.kill(1).unwrap();
     let error = kafka.publish(&[parcel("a", "one")]).await.unwrap_err();
     assert!(matches!(error, BrokerError::Stopped { .. } | BrokerError::Away { .. }), "{error}");
+    let leaderless = async {
+        loop {
+            if let Ok(seen) = kafka.observe().await
+                && seen.controller.is_none()
+                && seen.findings.iter().any(|finding| finding.contains("no controller"))
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, leaderless).await.expect("the missing majority is not seen");
 
     cluster.resume(0).unwrap();
     cluster.resume(1).unwrap();
