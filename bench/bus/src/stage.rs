@@ -48,7 +48,7 @@ impl Stage {
         }))?;
         store.migrate().await?;
         let (kafka, rabbit) = (ScratchKafka::start(brokers)?, ScratchRabbit::start()?);
-        // The defaults, but for the hour's wait of people before a return.
+        // The defaults, but a return to Kafka is not waited for so long.
         let mut plan = Bus {
             order: vec![BusKind::Kafka, BusKind::RabbitMq],
             return_after: resurgam_model::Duration::from_secs(10),
