@@ -33,7 +33,12 @@ fn message(number: u64, agents: usize) -> NewMessage {
 }
 
 /// Sends so many messages in one call.
-pub async fn send(store: &SharedStore, from: u64, count: u64, agents: usize) -> Result<(), Failure> {
+pub async fn send(
+    store: &SharedStore,
+    from: u64,
+    count: u64,
+    agents: usize,
+) -> Result<(), Failure> {
     let messages: Vec<_> = (from..from + count).map(|number| message(number, agents)).collect();
     Ok(store.send(&messages).await?)
 }
