@@ -69,9 +69,11 @@ impl Ahead {
         self.under_way.len() >= MOST
     }
 
-    /// The greatest number that is under way.
+    /// Up to where the outbox may hold late numbers: the greatest that was read or is under way. None
+    /// while nothing is under way, because all of it is read then.
     pub(super) fn last(&self) -> Option<i64> {
-        self.under_way.last_key_value().map(|(sequence, _)| *sequence)
+        let (last, _) = self.under_way.last_key_value()?;
+        Some(self.reached.map_or(*last, |reached| reached.max(*last)))
     }
 
     /// Whether something was published so long ago.
@@ -220,6 +222,21 @@ mod tests {
         assert_eq!(late, [7, 9]);
         let next = ahead.take().unwrap();
         assert_eq!((next[0].sequence, ahead.last()), (2001, Some(2000)));
+    }
+
+    #[test]
+    fn late_numbers_are_looked_for_up_to_the_greatest_that_was_read() {
+        let mut ahead = Ahead::default();
+        assert_eq!(ahead.last(), None);
+        let many = messages(1..1001);
+        ahead.read(&many);
+        ahead.publishing(&many);
+        // The greatest are delivered before the others.
+        (501..=1000).for_each(|number| assert!(ahead.delivered(number)));
+        assert_eq!(ahead.last(), Some(1000));
+        ahead.waiting(&(1..=500).chain([700]).collect::<Vec<_>>());
+        let Part::Of(late) = ahead.part() else { panic!("it became visible late") };
+        assert_eq!(late, [700]);
     }
 
     #[test]
