@@ -57,6 +57,16 @@ pub enum Error {
         /// What was found.
         how: String,
     },
+    /// The log ends before the moment that was asked for.
+    #[error(
+        "the log in the vault ends before {wanted}{}; name an earlier moment, or restore all of it with --latest", .last.as_ref().map(|last| format!(": the last transaction in it was at {last}")).unwrap_or_default()
+    )]
+    Unreached {
+        /// The moment.
+        wanted: resurgam_model::Timestamp,
+        /// When the last transaction in it was, in PostgreSQL's words.
+        last: Option<String>,
+    },
     /// A file could not be used.
     #[error("{action} {}", path.display())]
     Path {

@@ -11,11 +11,13 @@
 //! once it was restored into a [`scratch`] instance.
 
 mod error;
+pub mod log;
 pub mod manifest;
 mod password;
 pub mod restore;
 pub mod retention;
 pub mod scratch;
+mod server;
 pub mod take;
 pub mod vault;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use resurgam_model::Timestamp;
+use resurgam_model::database::Lsn;
 use serde::{Deserialize, Serialize};
 
 /// What kind of database is in a backup.
@@ -25,6 +26,13 @@ pub struct Manifest {
     pub deployment: String,
     /// When the copy of the database was begun.
     pub taken_at: Timestamp,
+    /// When the copy of the database was complete: from then on it can be brought to any moment for
+    /// which there is log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_at: Option<Timestamp>,
+    /// Where in PostgreSQL's log it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogRange>,
     /// Why it was taken: `scheduled`, or by whom it was ordered.
     pub reason: String,
     /// What kind of database.
@@ -49,6 +57,21 @@ pub struct Table {
     pub rows: u64,
     /// Over all of them, in whatever order.
     pub checksum: String,
+}
+
+/// The part of PostgreSQL's log that a base backup needs to be whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRange {
+    /// The system identifier: which database's log it is.
+    pub system: String,
+    /// The timeline.
+    pub timeline: u32,
+    /// Where replay begins.
+    pub start: Lsn,
+    /// From where on the copy is whole.
+    pub end: Lsn,
+    /// Bytes in a segment.
+    pub segment_bytes: u64,
 }
 
 /// The format that this program writes.

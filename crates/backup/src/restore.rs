@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fmt, fs};
 
-use resurgam_deployment::postgres::Programs;
 use resurgam_deployment::postgres::data::{Layout, give_all};
+use resurgam_deployment::postgres::{Programs, Secrets};
+use resurgam_model::Timestamp;
+use resurgam_model::database::Lsn;
 
+use crate::log::replay::{Reached, Target as ReplayTarget, Way, replay, size_of};
+use crate::log::store::LogStore;
 use crate::manifest::Database;
 use crate::take::{clear, inspect_sqlite, make, verify_base_backup};
-use crate::vault::{Backup, Vault};
+use crate::vault::{Backup, Proof, Vault};
 use crate::{Error, Result};
 
 /// What of a backup is restored.
@@ -59,8 +63,138 @@ impl fmt::Display for Component {
 }
 
 impl Component {
-    fn has(self, part: Self) -> bool {
+    /// Whether this part is in it.
+    #[must_use]
+    pub fn has(self, part: Self) -> bool {
         self == Self::All || self == part
+    }
+}
+
+/// What is restored: a backup, and the log that brings its database further.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// The backup.
+    pub backup: Backup,
+    /// The log, of PostgreSQL whose log is in the vault.
+    pub replay: Option<Replay>,
+}
+
+/// How a restored database is brought to its moment.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// The log.
+    pub store: LogStore,
+    /// The part of it; none if only the backup itself is wanted.
+    pub way: Option<Way>,
+    /// The moment.
+    pub target: ReplayTarget,
+}
+
+/// Which moment is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// That of a backup, as it was taken.
+    Backup(String),
+    /// The last one that can be had.
+    Latest,
+    /// This one.
+    At(Timestamp),
+}
+
+impl Point {
+    /// How a wish comes true, by a vault's backups, the newest first, and its log; along the newest
+    /// timeline, if none is named. The newest backup from which one gets there is taken, for it is
+    /// the quickest.
+    ///
+    /// # Errors
+    /// When the vault has no way to that moment.
+    pub fn choose(
+        vault: &Vault,
+        backups: &[Backup],
+        wish: &Wish,
+        timeline: Option<u32>,
+    ) -> Result<Self> {
+        let good = |backup: &&Backup| !matches!(backup.proof, Proof::Bad(_));
+        let no = |reason: String| {
+            let (vault, action) = (vault.name().to_owned(), "give that");
+            Err(Error::Vault { vault, action, reason })
+        };
+        match wish {
+            Wish::Backup(id) => match backups.iter().find(|backup| backup.id == *id) {
+                Some(backup) => Self::of(vault, backup, ReplayTarget::Backup, timeline),
+                None => no(format!("it has no backup {id}")),
+            },
+            Wish::Latest => {
+                let mut these = backups.iter().filter(good);
+                let Some(newest) = these.next() else {
+                    return no("it has no backup that is not known to be bad".to_owned());
+                };
+                let first = Self::of(vault, newest, ReplayTarget::End, timeline)?;
+                // One that was taken before a restore to an earlier moment leads nowhere.
+                let system = |backup: &Backup| backup.manifest.log.clone().map(|log| log.system);
+                if first.replay.as_ref().is_some_and(|replay| replay.way.is_none()) {
+                    for backup in these.filter(|backup| system(backup) == system(newest)) {
+                        let point = Self::of(vault, backup, ReplayTarget::End, timeline)?;
+                        if point.replay.as_ref().is_some_and(|replay| replay.way.is_some()) {
+                            return Ok(point);
+                        }
+                    }
+                }
+                Ok(first)
+            }
+            Wish::At(at) => {
+                let before =
+                    |backup: &&Backup| backup.manifest.whole_at.unwrap_or(backup.taken_at) <= *at;
+                for backup in backups.iter().filter(good).filter(before) {
+                    let point = Self::of(vault, backup, ReplayTarget::Time(*at), timeline)?;
+                    if point.replay.as_ref().is_some_and(|replay| replay.way.is_some()) {
+                        return Ok(point);
+                    }
+                }
+                no(format!(
+                    "it has no backup from before {at} with a log that goes on from it; see: resurgam backup list"
+                ))
+            }
+        }
+    }
+
+    fn of(
+        vault: &Vault,
+        backup: &Backup,
+        target: ReplayTarget,
+        timeline: Option<u32>,
+    ) -> Result<Self> {
+        let backup = backup.clone();
+        let Some(range) = backup.manifest.log.clone() else {
+            return Ok(Self { backup, replay: None });
+        };
+        if !vault.logs()?.contains(&range.system) {
+            return Ok(Self { backup, replay: None });
+        }
+        let store = vault.log(&range.system, size_of(&range)?)?;
+        let way = match target {
+            ReplayTarget::Backup => None,
+            ReplayTarget::End | ReplayTarget::Time(_) => store.way(&range, timeline)?.way(),
+        };
+        // Without a way on, there is the backup.
+        let target = match way {
+            None if target == ReplayTarget::End => ReplayTarget::Backup,
+            _ => target,
+        };
+        Ok(Self { backup, replay: Some(Replay { store, way, target }) })
+    }
+
+    /// Which of two comes further: by the end of the log, and the age of the backup.
+    #[must_use]
+    pub fn reaches(&self) -> (Option<Lsn>, Timestamp) {
+        let end = self.replay.as_ref().and_then(|replay| Some(replay.way.as_ref()?.chain.end));
+        (end, self.backup.taken_at)
+    }
+
+    /// The database will be of a later moment than the files of the backup.
+    fn moves_on(&self, component: Component) -> bool {
+        let later = |replay: &Replay| replay.target != ReplayTarget::Backup;
+        component.has(Component::Database) && self.replay.as_ref().is_some_and(later)
     }
 }
 
@@ -76,7 +210,7 @@ pub struct Target {
 impl Target {
     /// What would be moved aside, of what is there.
     #[must_use]
-    pub fn replaced(&self, component: Component) -> Vec<PathBuf> {
+    pub fn replaced(&self, point: &Point, component: Component) -> Vec<PathBuf> {
         let mut paths = Vec::new();
         if component.has(Component::Database) {
             paths.push(if self.postgres.is_some() { "postgres" } else { "store" });
@@ -85,22 +219,25 @@ impl Target {
         if component.has(Component::Configuration) || component.has(Component::Database) {
             paths.push("secrets");
         }
-        if component.has(Component::State) {
+        if component.has(Component::State) || point.moves_on(component) {
             paths.push("checkpoints");
         }
         paths.into_iter().map(|name| self.state.join(name)).filter(|path| path.exists()).collect()
     }
 
-    /// Restores a backup beside the state, and checks everything. Nothing that is there is touched.
+    /// Restores a backup beside the state, brings it to its moment, and checks everything. Nothing
+    /// that is there is touched.
     ///
     /// # Errors
-    /// When the backup is of another kind of database, or is damaged.
+    /// When the backup is of another kind of database, it or the log is damaged, or the log does not
+    /// reach the moment.
     pub async fn prepare(
         &self,
         vault: &Vault,
-        backup: &Backup,
+        point: &Point,
         component: Component,
     ) -> Result<Prepared> {
+        let backup = &point.backup;
         let owned = self.postgres.is_some();
         if component.has(Component::Database)
             && owned != (backup.manifest.database == Database::Postgres)
@@ -119,13 +256,24 @@ impl Target {
         if component.has(Component::Database) {
             self.check(&content, &staging, backup).await?;
         }
+        let log = point.replay.as_ref().filter(|_| component.has(Component::Database));
+        let reached = match (log, &self.postgres) {
+            (Some(log), Some((programs, _))) => {
+                let secrets = Secrets::load(&content.join("configuration/secrets/postgres.json"))?;
+                let data = content.join("database/data");
+                let log = (&log.store, log.way.as_ref(), log.target);
+                Some(replay(programs, &data, &staging, log, &secrets).await?)
+            }
+            _ => None,
+        };
         // What takes the place of something else is on disk before.
         fs::File::open(&content)
             .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
             .map_err(Error::path("cannot sync", &content))?;
         let now = resurgam_model::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         let aside = self.state.join("set-aside").join(format!("before-{}-{now}", backup.id));
-        Ok(Prepared { staging, content, aside, component })
+        let fresh_checkpoints = point.moves_on(component);
+        Ok(Prepared { staging, content, aside, component, reached, fresh_checkpoints })
     }
 
     async fn check(&self, content: &Path, staging: &Path, backup: &Backup) -> Result<()> {
@@ -160,8 +308,8 @@ impl Target {
         prepared: &Prepared,
         before: &dyn Fn(&str),
     ) -> Result<Option<PathBuf>> {
-        let Prepared { staging, content, aside, component } = prepared;
-        let swap = |new: &Path, name: &str| {
+        let Prepared { staging, content, aside, component, .. } = prepared;
+        let put_aside = |name: &str| {
             let place = self.state.join(name);
             before(&format!("aside-{name}"));
             if place.exists() {
@@ -170,6 +318,10 @@ impl Target {
                 fs::rename(&place, aside.join(name))
                     .map_err(Error::path("cannot put aside", &place))?;
             }
+            Ok::<_, Error>(place)
+        };
+        let swap = |new: &Path, name: &str| {
+            let place = put_aside(name)?;
             before(&format!("place-{name}"));
             fs::rename(new, &place).map_err(Error::path("cannot move to its place", new))
         };
@@ -202,7 +354,10 @@ impl Target {
             }
         }
         let checkpoints = content.join("state/checkpoints");
-        if checkpoints.exists() && component.has(Component::State) {
+        if prepared.fresh_checkpoints {
+            // The database knows them, and better: they are written anew when it is up.
+            put_aside("checkpoints")?;
+        } else if checkpoints.exists() && component.has(Component::State) {
             swap(&checkpoints, "checkpoints")?;
         }
         fs::File::open(&self.state)
@@ -221,4 +376,14 @@ pub struct Prepared {
     content: PathBuf,
     aside: PathBuf,
     component: Component,
+    reached: Option<Reached>,
+    fresh_checkpoints: bool,
+}
+
+impl Prepared {
+    /// Where the replay of the log ended, if there was one.
+    #[must_use]
+    pub fn reached(&self) -> Option<&Reached> {
+        self.reached.as_ref()
+    }
 }

@@ -1,28 +1,19 @@
 //! A backup restored on trial, in a folder of its own: what shows that it can be restored.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use resurgam_deployment::postgres::contain::{self, Contained, Running};
 use resurgam_deployment::postgres::data::give_all;
 use resurgam_deployment::postgres::secrets::SUPERUSER;
 use resurgam_deployment::postgres::{Programs, Secrets};
 use rustix::process::Signal;
-use tokio_postgres::NoTls;
 
 use crate::manifest::{Database, Table};
+use crate::server::Server;
 use crate::take::{clear, inspect_sqlite, make, verify_base_backup};
 use crate::vault::{Backup, Vault};
 use crate::{Error, Result};
-
-/// So long a server may take to replay its log.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
-/// How often it is asked whether it is there.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What a look at a restored backup found.
 #[derive(Debug)]
@@ -40,7 +31,7 @@ pub struct Scratch {
     pub database: Location,
     /// What is in it.
     pub tables: BTreeMap<String, Table>,
-    server: Option<Running>,
+    server: Option<Server>,
     dir: PathBuf,
 }
 
@@ -60,7 +51,7 @@ impl Scratch {
     /// When the folder cannot be removed.
     pub async fn remove(self) -> Result<()> {
         if let Some(server) = &self.server {
-            server.stop(Signal::QUIT, Duration::from_secs(10)).await;
+            server.stop(Signal::QUIT).await;
         }
         clear(&self.dir)
     }
@@ -126,7 +117,7 @@ fn differences(expected: &BTreeMap<String, Table>, found: &BTreeMap<String, Tabl
         .join("; ")
 }
 
-type Opened = (Location, BTreeMap<String, Table>, Option<Running>);
+type Opened = (Location, BTreeMap<String, Table>, Option<Server>);
 
 fn sqlite(content: &Path) -> Result<Opened> {
     let file = content.join("database/platform.db");
@@ -168,78 +159,14 @@ async fn postgres(
         fs::remove_file(&signal).map_err(Error::path("cannot remove", signal))?;
     }
     let secrets = Secrets::load(&content.join("configuration/secrets/postgres.json"))?;
-    let (server, address) = start(programs, &data, dir).await?;
-    let url =
-        |user: &str, password: &str| format!("postgresql://{user}:{password}@{address}/{name}");
-    let tables = wait_and_count(&server, dir, &url(SUPERUSER, &secrets.superuser)).await?;
-    Ok((Location::Postgres(url(name, &secrets.platform)), tables, Some(server)))
-}
-
-/// Starts a server on the data, reachable from this machine by password only.
-async fn start(programs: &Programs, data: &Path, dir: &Path) -> Result<(Running, SocketAddr)> {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let address = TcpListener::bind(any)
-        .and_then(|listener| listener.local_addr())
-        .map_err(Error::path("cannot find a free port for", dir))?;
-    let (config, hba) = (dir.join("scratch.conf"), dir.join("scratch_hba.conf"));
-    fs::write(&hba, "host all all 127.0.0.1/32 scram-sha-256\n")
-        .and_then(|()| fs::write(&config, ""))
-        .map_err(Error::path("cannot write", dir))?;
-    for file in [&config, &hba] {
-        resurgam_deployment::postgres::data::give(file, 0o600, programs.user.as_ref())?;
-    }
-    let mut args: Vec<OsString> = vec!["-D".into(), data.into()];
-    for setting in [
-        format!("config_file={}", config.display()),
-        format!("hba_file={}", hba.display()),
-        format!("port={}", address.port()),
-        "listen_addresses=127.0.0.1".to_owned(),
-        "unix_socket_directories=".to_owned(),
-        "synchronous_standby_names=".to_owned(),
-        "default_transaction_read_only=off".to_owned(),
-        // It is thrown away afterwards.
-        "fsync=off".to_owned(),
-        "full_page_writes=off".to_owned(),
-        "autovacuum=off".to_owned(),
-    ] {
-        args.extend(["-c".into(), setting.into()]);
-    }
-    let path = dir.join("scratch.log");
-    let log = fs::File::create(&path).map_err(Error::path("cannot write", &path))?;
-    let program = programs.path("postgres");
-    let what =
-        Contained { program: &program, args: &args, user: programs.user.as_ref(), log: &log };
-    let running = contain::start(what).await.map_err(Error::path("cannot run", &program))?;
-    Ok((running, address))
-}
-
-async fn wait_and_count(
-    server: &Running,
-    dir: &Path,
-    url: &str,
-) -> Result<BTreeMap<String, Table>> {
-    let until = Instant::now() + PATIENCE;
-    let (client, connection) = loop {
-        if let Some(status) = server.exit() {
-            let log = fs::read_to_string(dir.join("scratch.log")).unwrap_or_default();
-            let tail: Vec<_> = log.lines().rev().take(5).collect();
-            let output = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-            let program = "postgres on the restored data".to_owned();
-            return Err(Error::Program { program, how: status.to_string(), output });
-        }
-        match tokio_postgres::connect(url, NoTls).await {
-            Ok(connected) => break connected,
-            Err(source) if Instant::now() > until => {
-                return Err(Error::Postgres { action: "be reached in time", source });
-            }
-            Err(_) => tokio::time::sleep(LOOK).await,
-        }
-    };
-    let connection = tokio::spawn(connection);
-    let counted = count(&client).await;
-    drop(client);
-    let _ = connection.await;
-    counted.map_err(|source| Error::Postgres { action: "be read", source })
+    // It is thrown away afterwards.
+    let settings = ["fsync=off", "full_page_writes=off", "autovacuum=off"].map(str::to_owned);
+    let server = Server::start(programs, &data, dir, &settings).await?;
+    let client = server.connect(SUPERUSER, &secrets.superuser, name).await?;
+    let tables = count(&client).await;
+    let tables = tables.map_err(|source| Error::Postgres { action: "be read", source })?;
+    let url = server.url(name, &secrets.platform, name);
+    Ok((Location::Postgres(url), tables, Some(server)))
 }
 
 /// Reads every row of every table.

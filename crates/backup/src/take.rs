@@ -23,11 +23,14 @@ use resurgam_deployment::postgres::programs::check_reachable;
 use resurgam_deployment::postgres::secrets::REPLICATOR;
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_model::Timestamp;
+use resurgam_model::database::Lsn;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::manifest::{Database, FORMAT, Manifest, Table};
+use crate::log::segment::Size;
+use crate::manifest::{Database, FORMAT, LogRange, Manifest, Table};
 use crate::{Error, Result};
 
 /// A bound against programs that hang, not against large databases.
@@ -87,6 +90,7 @@ pub async fn gather(source: &Source, reason: &str, into: &Path) -> Result<Manife
     match &source.postgres {
         Some(server) => {
             base_backup(server, into, &database).await?;
+            manifest.log = Some(log_range(&database.join("data"))?);
             manifest.database = Database::Postgres;
             manifest.version = server.programs.version.to_string();
         }
@@ -98,6 +102,7 @@ pub async fn gather(source: &Source, reason: &str, into: &Path) -> Result<Manife
             rusqlite::version().clone_into(&mut manifest.version);
         }
     }
+    manifest.whole_at = Some(Timestamp::now());
     let configuration = into.join("configuration");
     make(&configuration, 0o700)?;
     if let Some(plan) = &source.plan {
@@ -245,6 +250,54 @@ async fn base_backup(server: &Server, folder: &Path, database: &Path) -> Result<
     let _ = fs::remove_file(&passfile);
     copied?;
     verify_base_backup(&server.programs, &data, folder).await
+}
+
+/// Which part of the log a base backup needs, by what PostgreSQL wrote beside it.
+fn log_range(data: &Path) -> Result<LogRange> {
+    /// `backup_manifest`, as far as it is needed.
+    #[derive(Deserialize)]
+    struct Written {
+        #[serde(rename = "WAL-Ranges")]
+        ranges: Vec<Range>,
+    }
+    #[derive(Deserialize)]
+    struct Range {
+        #[serde(rename = "Timeline")]
+        timeline: u32,
+        #[serde(rename = "Start-LSN")]
+        start: Lsn,
+        #[serde(rename = "End-LSN")]
+        end: Lsn,
+    }
+    let odd = |path: &Path, how: String| Error::Damaged { what: path.display().to_string(), how };
+    let path = data.join("backup_manifest");
+    let text = fs::read(&path).map_err(Error::path("cannot read", &path))?;
+    let written: Written =
+        serde_json::from_slice(&text).map_err(|error| odd(&path, error.to_string()))?;
+    // Of a copy that was taken from a primary there is one.
+    let range = written.ranges.into_iter().next_back();
+    let range = range.ok_or_else(|| odd(&path, "it names no part of the log".to_owned()))?;
+    // The first field of the control file, in every version and in the machine's own order.
+    let path = data.join("global/pg_control");
+    let control = fs::read(&path).map_err(Error::path("cannot read", &path))?;
+    let system = control.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    let system = system.ok_or_else(|| odd(&path, "it is too short".to_owned()))?;
+    let folder = data.join("pg_wal");
+    let mut largest = 0;
+    for entry in fs::read_dir(&folder).map_err(Error::path("cannot read", &folder))? {
+        let meta = entry.and_then(|entry| entry.metadata());
+        let meta = meta.map_err(Error::path("cannot read", &folder))?;
+        largest = largest.max(if meta.is_file() { meta.len() } else { 0 });
+    }
+    let size = Size::new(largest)
+        .ok_or_else(|| odd(&folder, format!("no segment has {largest} bytes")))?;
+    Ok(LogRange {
+        system: system.to_string(),
+        timeline: range.timeline,
+        start: range.start,
+        end: range.end,
+        segment_bytes: size.bytes(),
+    })
 }
 
 /// Has PostgreSQL check a base backup: every file against its checksum, and that the log is whole.

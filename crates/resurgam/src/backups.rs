@@ -8,11 +8,16 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use resurgam_backup::Error;
+use resurgam_backup::log::segment::Segment;
+use resurgam_backup::log::ship::{self, Standings};
+use resurgam_backup::log::store::LogStore;
+use resurgam_backup::retention::{Verdict, decide};
 use resurgam_backup::scratch::{self, Found, Location};
 use resurgam_backup::take::{Server, Source, gather, new_id};
 use resurgam_backup::vault::{Backup, Proof, Vault};
 use resurgam_client::Client;
 use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Spawner, free_address};
+use resurgam_deployment::postgres::secrets::REPLICATOR;
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_deployment::{ComponentKind, Deployment};
 use resurgam_model::plan::StoreKind;
@@ -83,29 +88,31 @@ pub(crate) fn programs(loaded: &Loaded) -> Result<Option<Programs>, Failure> {
     }
 }
 
+/// The plan's own PostgreSQL, if it has one that was started before.
+pub(crate) fn server(loaded: &Loaded) -> Result<Option<Server>, Failure> {
+    let Some(programs) = programs(loaded)? else { return Ok(None) };
+    let state = loaded.state_dir();
+    let text = std::fs::read_to_string(state.join("ports.json")).unwrap_or_default();
+    let ports: std::collections::BTreeMap<String, u16> =
+        serde_json::from_str(&text).unwrap_or_default();
+    let port = ports.get(resurgam_recovery::postgres::SERVICE).copied();
+    let port = port.ok_or_else(|| {
+        Failure::new(
+            "it is not known where the database can be reached; start it with: resurgam up",
+        )
+    })?;
+    Ok(Some(Server {
+        programs,
+        service: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+        secrets: Secrets::load(&state.join("secrets/postgres.json"))?,
+    }))
+}
+
 /// What of the deployment is backed up.
 fn source(loaded: &Loaded) -> Result<Source, Failure> {
     let plan = loaded.plan();
     let state = loaded.state_dir();
-    let postgres = match programs(loaded)? {
-        None => None,
-        Some(programs) => {
-            let text = std::fs::read_to_string(state.join("ports.json")).unwrap_or_default();
-            let ports: std::collections::BTreeMap<String, u16> =
-                serde_json::from_str(&text).unwrap_or_default();
-            let port = ports.get(resurgam_recovery::postgres::SERVICE).copied();
-            let port = port.ok_or_else(|| {
-                Failure::new(
-                    "it is not known where the database can be reached; start it with: resurgam up",
-                )
-            })?;
-            Some(Server {
-                programs,
-                service: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
-                secrets: Secrets::load(&state.join("secrets/postgres.json"))?,
-            })
-        }
-    };
+    let postgres = server(loaded)?;
     Ok(Source {
         deployment: plan.deployment.name.clone(),
         plan: loaded.file.as_deref().map(std::path::absolute).transpose()?,
@@ -281,7 +288,7 @@ async fn platform_is_ready(
 
 /// Takes backups when the plan says so, for as long as it is waited for. A time that was missed,
 /// also while nothing ran, is made up for once.
-pub(crate) async fn schedule(loaded: &Loaded, platform: Client) {
+pub(crate) async fn schedule(loaded: &Loaded, platform: Client, log: &Standings) {
     let backup = &loaded.plan().backup;
     let zone = TimeZone::get(&backup.timezone).unwrap_or(TimeZone::UTC);
     if !backup.scheduled
@@ -302,9 +309,18 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client) {
         let Some(due) = due else { return std::future::pending().await };
         // In short pieces, because clocks are put right. The pause is no part of the time itself.
         let due = due + jitter(backup.jitter.0);
-        while Timestamp::now() < due {
+        let mut gap = false;
+        while Timestamp::now() < due && !gap {
             let left = Duration::try_from(due.duration_since(Timestamp::now()));
-            tokio::time::sleep(left.unwrap_or_default().min(CLOCK)).await;
+            let pause = tokio::time::sleep(left.unwrap_or_default().min(CLOCK));
+            tokio::select! {
+                () = pause => {}
+                () = log.gap.notified() => gap = true,
+            }
+        }
+        if gap {
+            // Is one due for that now?
+            continue;
         }
         // What is just coming up is not to be copied yet.
         while !platform.ready().await.is_ok_and(|readiness| readiness.is_ready()) {
@@ -320,12 +336,54 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client) {
     }
 }
 
-/// When the next backup is due: after the oldest of the last backups of all vaults.
+/// Ships the log of the plan's own PostgreSQL to its vaults, for as long as it is waited for.
+pub(crate) async fn ship_log(loaded: &Loaded, standings: &Standings) {
+    let backup = &loaded.plan().backup;
+    let owned = loaded.plan().store.kind == StoreKind::Postgres;
+    if !backup.continuous || backup.vaults.is_empty() || !owned {
+        return std::future::pending().await;
+    }
+    let server = match server(loaded) {
+        Ok(Some(server)) => server,
+        Ok(None) => return std::future::pending().await,
+        Err(failure) => {
+            tracing::error!(error = failure.message, "the log of the database cannot be stored");
+            return std::future::pending().await;
+        }
+    };
+    let vaults = backup.vaults.iter().map(|vault| {
+        let (planned, base) = (vault.clone(), base(loaded));
+        let deployment = loaded.plan().deployment.name.clone();
+        let open = move || Vault::of_plan(&planned, &deployment, &base).map(Arc::new);
+        (vault.name.to_string(), Arc::new(open) as ship::Open)
+    });
+    let source = ship::Source {
+        address: server.service,
+        user: REPLICATOR.to_owned(),
+        password: server.secrets.replicator.clone(),
+        spool: loaded.state_dir().join("log"),
+        vaults: vaults.collect(),
+        every: backup.ship_every.0,
+    };
+    ship::ship(&source, standings).await;
+}
+
+/// When the next backup is due: after the oldest of the last backups of all vaults, or at once when
+/// the log that comes does not go on from the last one.
 async fn due(loaded: &Loaded, zone: &TimeZone) -> Result<Option<Timestamp>, Failure> {
     let mut last: Option<Timestamp> = None;
     for (number, vault) in planned(loaded, None)?.into_iter().enumerate() {
         let vault = open(loaded, vault).await?;
-        let newest = blocking(move || vault.backups()).await?;
+        let continuous = loaded.plan().backup.continuous;
+        let (newest, broken) = blocking(move || {
+            let backups = vault.backups()?;
+            let broken = continuous && vault.log_is_broken(&backups)?;
+            Ok((backups, broken))
+        })
+        .await?;
+        if broken {
+            return Ok(Some(Timestamp::now()));
+        }
         let newest = newest.first().map_or(Timestamp::UNIX_EPOCH, |backup| backup.taken_at);
         last = if number == 0 { Some(newest) } else { last.min(Some(newest)) };
     }
@@ -371,30 +429,61 @@ async fn scheduled(loaded: &Loaded) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes what no rule keeps.
+/// Removes what no rule keeps, and log that only that needed.
 async fn prune(loaded: &Loaded, vault: &Arc<Vault>) -> Result<(), Failure> {
-    let verdicts = verdicts(loaded, vault).await?;
-    let gone: Vec<_> = verdicts.iter().filter(|v| !v.keep).map(|v| v.id.clone()).collect();
-    if gone.is_empty() {
-        return Ok(());
+    let doomed = doomed(loaded, vault).await?;
+    let gone: Vec<_> = doomed.gone().collect();
+    if !gone.is_empty() {
+        tracing::info!(
+            vault = vault.name(),
+            ?gone,
+            "no rule keeps these backups, they are removed"
+        );
     }
-    tracing::info!(vault = vault.name(), ?gone, "no rule keeps these backups, they are removed");
-    let vault = Arc::clone(vault);
-    blocking(move || vault.remove(&gone)).await
+    doomed.remove(vault).await
 }
 
-/// Which backups of a vault are kept, by the plan.
-pub(crate) async fn verdicts(
-    loaded: &Loaded,
-    vault: &Arc<Vault>,
-) -> Result<Vec<resurgam_backup::retention::Verdict>, Failure> {
-    let all = {
+/// What is to be removed from a vault.
+pub(crate) struct Doomed {
+    /// On each backup.
+    pub(crate) verdicts: Vec<Verdict>,
+    /// Of the logs.
+    pub(crate) log: Vec<(LogStore, Vec<Segment>)>,
+}
+
+impl Doomed {
+    /// The backups that go.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = String> + '_ {
+        self.verdicts.iter().filter(|verdict| !verdict.keep).map(|verdict| verdict.id.clone())
+    }
+
+    /// Removes it. The backups first: log without a backup is of no use, a backup without its log
+    /// would promise what it cannot keep.
+    pub(crate) async fn remove(self, vault: &Arc<Vault>) -> Result<(), Failure> {
+        let gone: Vec<_> = self.gone().collect();
         let vault = Arc::clone(vault);
-        blocking(move || vault.backups()).await?
-    };
+        blocking(move || {
+            if !gone.is_empty() {
+                vault.remove(&gone)?;
+            }
+            self.log.iter().try_for_each(|(store, segments)| store.remove(segments))
+        })
+        .await
+    }
+}
+
+/// What is to be removed from a vault, by the plan.
+pub(crate) async fn doomed(loaded: &Loaded, vault: &Arc<Vault>) -> Result<Doomed, Failure> {
+    let opened = Arc::clone(vault);
+    let all = blocking(move || opened.backups()).await?;
     let plan = &loaded.plan().backup;
     let zone = TimeZone::get(&plan.timezone).unwrap_or(TimeZone::UTC);
-    Ok(resurgam_backup::retention::decide(&all, plan.retention, &zone, Timestamp::now()))
+    let verdicts = decide(&all, plan.retention, &zone, Timestamp::now());
+    let stays = |backup: &Backup| verdicts.iter().any(|v| v.keep && v.id == backup.id);
+    let kept: Vec<_> = all.into_iter().filter(stays).collect();
+    let vault = Arc::clone(vault);
+    let log = blocking(move || vault.unneeded_log(&kept)).await?;
+    Ok(Doomed { verdicts, log })
 }
 
 /// Where a plan's relative paths begin.

@@ -25,6 +25,11 @@ pub struct Backup {
     /// Each scheduled backup is restored into a scratch instance at once, and counts as verified
     /// only if that worked.
     pub verify: bool,
+    /// Whether the log of an owned PostgreSQL goes to the vaults as it is written, so that a loss
+    /// is bounded by seconds and any moment can be restored.
+    pub continuous: bool,
+    /// At most so long after it was written.
+    pub ship_every: Duration,
     /// How long.
     pub retention: Retention,
     /// Where to; none for no backups.
@@ -39,6 +44,8 @@ impl Default for Backup {
             timezone: "UTC".to_owned(),
             jitter: Duration::from_secs(30),
             verify: true,
+            continuous: true,
+            ship_every: Duration::from_secs(2),
             retention: Retention::default(),
             vaults: Vec::new(),
         }
@@ -92,6 +99,11 @@ impl Backup {
         }
         if self.jitter > Duration::from_secs(3600) {
             return no("jitter", "must be at most 1h");
+        }
+        if self.ship_every < Duration::from_millis(100)
+            || self.ship_every > Duration::from_secs(3600)
+        {
+            return no("ship_every", "must be from 100ms to 1h");
         }
         let Retention { daily, weekly, monthly } = self.retention;
         if daily == 0 && weekly == 0 && monthly == 0 {

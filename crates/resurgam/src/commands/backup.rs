@@ -269,24 +269,27 @@ async fn verify(args: &VerifyArgs) -> Result<u8, Failure> {
 async fn prune(args: &PruneArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.which.plan.as_deref())?;
     for vault in vaults(&loaded, &args.which).await? {
-        let verdicts = backups::verdicts(&loaded, &vault).await?;
+        let doomed = backups::doomed(&loaded, &vault).await?;
         let mut table = output::table(&["backup", "vault", "", "because"]);
-        for verdict in &verdicts {
+        for verdict in &doomed.verdicts {
             let word = if verdict.keep { "stays" } else { "GOES" };
             table.add_row([&verdict.id, vault.name(), word, &verdict.why]);
         }
         output::data(&table.to_string());
-        let gone: Vec<_> = verdicts.iter().filter(|v| !v.keep).map(|v| v.id.clone()).collect();
-        if gone.is_empty() {
+        let count = doomed.gone().count();
+        let segments: usize = doomed.log.iter().map(|(_, segments)| segments.len()).sum();
+        if segments > 0 {
+            output::note(&format!("{segments} segments of the log are older than what stays"));
+        }
+        if count == 0 && segments == 0 {
             output::note("nothing is to be removed");
         } else if args.yes {
-            let count = gone.len();
-            blocking(move || vault.remove(&gone)).await?;
+            doomed.remove(&vault).await?;
             output::note(&format!(
-                "{count} removed; the space that only they used is free after a day and another prune"
+                "{count} backups removed; the space that only they used is free after a day and another prune"
             ));
         } else {
-            output::note(&format!("{} would be removed; --yes removes them", gone.len()));
+            output::note(&format!("{count} backups would be removed; --yes removes them"));
         }
     }
     Ok(code::OK)

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use resurgam_backup::log::replay::Target as ReplayTarget;
 use resurgam_backup::manifest::Database;
-use resurgam_backup::restore::{Component, Target};
-use resurgam_backup::vault::{Backup, Proof};
+use resurgam_backup::restore::{Component, Point, Target, Wish};
+use resurgam_backup::vault::Proof;
 use resurgam_model::{ComponentName, Timestamp};
 use resurgam_recovery::journal::Journal;
 
@@ -27,8 +28,12 @@ use crate::plan::Loaded;
 /// deployment as from a stop: standbys are made anew, leases of the dead return to the queue, and
 /// what was acknowledged after the backup is gone.
 ///
+/// An owned PostgreSQL whose log is in the vault is brought to any moment: --latest to the end of the
+/// log, seconds before the loss; --at to what was committed before a time; --backup to the backup alone.
+///
 /// Examples:
 ///   resurgam restore --latest
+///   resurgam restore --at 2026-11-25T13:14:15Z
 ///   resurgam restore --backup 20261125T131500Z-3f2a --yes
 ///   resurgam restore --latest --into /tmp/look
 ///   resurgam restore --latest --component state
@@ -36,11 +41,19 @@ use crate::plan::Loaded;
 #[command(verbatim_doc_comment)]
 pub(crate) struct RestoreArgs {
     /// Which backup; its id, as `resurgam backup list` shows it.
-    #[arg(long, value_name = "ID", required_unless_present = "latest")]
+    #[arg(long, value_name = "ID", required_unless_present_any = ["latest", "at"])]
     backup: Option<String>,
-    /// The newest one that is not known to be bad.
+    /// The newest one that is not known to be bad, and all of the log after it.
     #[arg(long, conflicts_with = "backup")]
     latest: bool,
+    /// The database as it was at this moment, such as 2026-11-25T13:14:15.5Z: with all that was
+    /// committed before it.
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["backup", "latest"])]
+    at: Option<Timestamp>,
+    /// Along this timeline of the log instead of the newest one: after a restore to an earlier
+    /// moment, the way that was left there.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "backup")]
+    timeline: Option<u32>,
     /// From this vault; the first of the plan that has it if none is named.
     #[arg(long)]
     vault: Option<ComponentName>,
@@ -60,7 +73,11 @@ pub(crate) struct RestoreArgs {
 
 pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.plan.as_deref())?;
-    let (vault, backup) = choose(&loaded, &args).await?;
+    if args.at.is_some_and(|at| at > Timestamp::now()) {
+        return Err(Failure::usage("that moment is yet to come; --latest restores all there is"));
+    }
+    let (vault, point) = choose(&loaded, &args).await?;
+    let backup = point.backup.clone();
     if let Some(into) = &args.into {
         let into = std::path::absolute(into)?;
         let below = match args.component {
@@ -69,6 +86,11 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
         };
         let (id, to) = (backup.id.clone(), into.clone());
         blocking(move || vault.extract(&id, &below, &to)).await?;
+        if args.at.is_some() {
+            output::note(
+                "these are the files of the backup; only in place is a database brought to a moment",
+            );
+        }
         output::note(&format!("{} is in {}", backup.id, into.display()));
         if backup.manifest.database == Database::Postgres {
             output::note(
@@ -95,7 +117,7 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
         state: state.clone(),
         postgres: programs.zip(instance.clone().map(|name| name.to_string())),
     };
-    show(&target, &backup, args.component);
+    show(&target, &point, args.component)?;
     if !args.yes {
         ask()?;
     }
@@ -103,15 +125,23 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     let before = |deed: &str| fault.iter().for_each(|fault| fault.die_before(deed));
     let by = who();
     let component = args.component;
-    let what = format!("the backup {} of {} ({component})", backup.id, backup.taken_at);
+    let what =
+        format!("the backup {} of {} ({component}{})", backup.id, backup.taken_at, with(&point));
     journal.act(&by, &format!("begins to restore {what}"), Timestamp::now())?;
     let restored = async {
         before("prepare");
         let prepared = {
-            let (target, backup) = (target.clone(), backup.clone());
+            let (target, point) = (target.clone(), point.clone());
             let handle = tokio::runtime::Handle::current();
-            blocking(move || handle.block_on(target.prepare(&vault, &backup, component))).await?
+            blocking(move || handle.block_on(target.prepare(&vault, &point, component))).await?
         };
+        if let Some(reached) = prepared.reached() {
+            let last = match reached.last_commit {
+                Some(at) => format!("; the last transaction in it is of {at}"),
+                None => "; no transaction came after the backup".to_owned(),
+            };
+            output::note(&format!("the log was replayed up to {}{last}", reached.at));
+        }
         // First: from now on nothing begins with an empty database where there was one, and what
         // was before has lost its reign.
         before("reign");
@@ -140,32 +170,35 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     Ok(code::OK)
 }
 
-/// The backup that was asked for, in the first vault that has it.
+/// What was asked for, in the first vault that has it; of the latest, in the one that has most.
 async fn choose(
     loaded: &Loaded,
     args: &RestoreArgs,
-) -> Result<(Arc<resurgam_backup::vault::Vault>, Backup), Failure> {
+) -> Result<(Arc<resurgam_backup::vault::Vault>, Point), Failure> {
     let mut last = None;
-    let mut newest: Option<(Arc<resurgam_backup::vault::Vault>, Backup)> = None;
+    let mut newest: Option<(Arc<resurgam_backup::vault::Vault>, Point)> = None;
     for vault in planned(loaded, args.vault.as_ref())? {
         // One vault may be gone with the machine that is being recovered; that is why there are several.
         let found = async {
             let vault = open(loaded, vault).await?;
             let opened = Arc::clone(&vault);
-            let mut all = blocking(move || opened.backups()).await?;
-            if args.latest {
-                all.retain(|backup| !matches!(backup.proof, Proof::Bad(_)));
-            }
-            let backup = find(&all, vault.name(), args.backup.as_deref())?.clone();
-            Ok::<_, Failure>((vault, backup))
+            let all = blocking(move || opened.backups()).await?;
+            let wish = match (&args.backup, args.at) {
+                (Some(id), _) => Wish::Backup(find(&all, vault.name(), Some(id))?.id.clone()),
+                (None, Some(at)) => Wish::At(at),
+                (None, None) => Wish::Latest,
+            };
+            let (opened, timeline) = (Arc::clone(&vault), args.timeline);
+            let point = blocking(move || Point::choose(&opened, &all, &wish, timeline)).await?;
+            Ok::<_, Failure>((vault, point))
         };
         match found.await {
-            Ok((vault, backup)) => {
+            Ok((vault, point)) => {
                 if !args.latest {
-                    return Ok((vault, backup));
+                    return Ok((vault, point));
                 }
-                if newest.as_ref().is_none_or(|(_, known)| backup.taken_at > known.taken_at) {
-                    newest = Some((vault, backup));
+                if newest.as_ref().is_none_or(|(_, known)| point.reaches() > known.reaches()) {
+                    newest = Some((vault, point));
                 }
             }
             Err(failure) => {
@@ -177,8 +210,17 @@ async fn choose(
     newest.ok_or_else(|| last.unwrap_or_else(|| Failure::new("no vault has a backup")))
 }
 
-fn show(target: &Target, backup: &Backup, component: Component) {
-    let now = Timestamp::now();
+/// What is replayed, for the journal.
+fn with(point: &Point) -> String {
+    match point.replay.as_ref().map(|replay| replay.target) {
+        None | Some(ReplayTarget::Backup) => String::new(),
+        Some(ReplayTarget::End) => ", with the log to its end".to_owned(),
+        Some(ReplayTarget::Time(at)) => format!(", with the log to {at}"),
+    }
+}
+
+fn show(target: &Target, point: &Point, component: Component) -> Result<(), Failure> {
+    let (now, backup) = (Timestamp::now(), &point.backup);
     let proof = match &backup.proof {
         Proof::None => {
             "it was NEVER restored on trial; resurgam backup verify does that".to_owned()
@@ -193,18 +235,44 @@ fn show(target: &Target, backup: &Backup, component: Component) {
         age(now, backup.taken_at),
         bytes(backup.size)
     ));
-    let replaced = target.replaced(component);
+    // Up to when what was acknowledged is there.
+    let mut until = backup.taken_at;
+    if let Some(replay) = point.replay.as_ref().filter(|_| component.has(Component::Database)) {
+        let as_of = replay.store.as_of()?;
+        match (replay.target, &replay.way, as_of) {
+            (ReplayTarget::Time(at), _, _) => {
+                output::note(&format!("the log of {} is replayed on it, up to {at}", replay.store));
+                until = at;
+            }
+            (ReplayTarget::End, Some(way), Some(as_of)) if way.chain.end >= as_of.end => {
+                output::note(&format!(
+                    "the log of {} is replayed on it: all of it, whole up to {}",
+                    replay.store, as_of.at
+                ));
+                until = as_of.at;
+            }
+            (ReplayTarget::End, Some(way), _) => {
+                output::note(&format!(
+                    "the log of {} is replayed on it, up to {}; how late that was is not known",
+                    replay.store, way.chain.end
+                ));
+            }
+            (ReplayTarget::Backup | ReplayTarget::End, _, _) => {}
+        }
+    }
+    let replaced = target.replaced(point, component);
     if replaced.is_empty() {
         output::note("nothing is there that it would replace");
-        return;
+        return Ok(());
     }
     for path in &replaced {
         output::note(&format!("  would be moved aside: {}", path.display()));
     }
     output::note(&format!(
-        "what was acknowledged in the last {} is not in the backup, and would be LOST to the deployment",
-        age(now, backup.taken_at)
+        "what was acknowledged in the last {} may not be in it, and would be LOST to the deployment",
+        age(now, until)
     ));
+    Ok(())
 }
 
 fn ask() -> Result<(), Failure> {

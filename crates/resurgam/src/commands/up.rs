@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use resurgam_backup::log::ship::Standings;
 use resurgam_client::Client;
 use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Router, Spawner, free_address};
 use resurgam_deployment::postgres::{Programs, Secrets};
@@ -89,13 +90,16 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         up.state.display()
     ));
 
-    let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?);
+    let standings = Standings::default();
+    let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?, &standings);
+    let shipping = backups::ship_log(&loaded, &standings);
     let serving =
         server::serve(up.listener, Arc::clone(&controller), up.token, std::future::pending());
     let outcome = tokio::select! {
         result = Arc::clone(&controller).run() => result.map_err(Failure::from),
         result = serving => result.map_err(Failure::from),
         () = backing_up => Ok(()),
+        () = shipping => Ok(()),
         () = shutdown => Ok(()),
     };
     // Nothing is recovered any more, so what ends now ends on purpose.

@@ -1,0 +1,395 @@
+//! Receives the log of a database as it is written, and stores it in the vaults.
+//!
+//! ```text
+//! primary ──stream──▶ feed (memory, spool) ──┬─▶ vault: a piece every few seconds, whole segments
+//!                                            └─▶ vault, at its own pace
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use resurgam_model::Timestamp;
+use tokio::sync::{Notify, watch};
+
+use super::contents::Contents;
+use super::feed::{Feed, Job, MOST};
+use super::replication::{Event, Replication, StreamError};
+use super::segment::{Lineage, Size};
+use super::store::AsOf;
+use crate::vault::Vault;
+use crate::{Error, Result};
+
+/// So soon it is tried again after a failure, and so late at the most.
+const SOON: Duration = Duration::from_millis(200);
+const LATE: Duration = Duration::from_secs(10);
+/// So often the server is asked for a word. A silence of [`SILENCE`] ends the connection.
+const ASK: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(10);
+/// So often it is written down that all is well while nothing is written.
+const IDLE: Duration = Duration::from_secs(30);
+/// So long the log waits for the vaults to say what they have, before it begins to come.
+const VAULTS: Duration = Duration::from_secs(5);
+
+/// Opens a vault; it may be away.
+pub type Open = Arc<dyn Fn() -> Result<Arc<Vault>> + Send + Sync>;
+
+/// Whose log it is.
+pub struct Source {
+    /// Where the primary can be reached.
+    pub address: SocketAddr,
+    /// Who may replicate.
+    pub user: String,
+    /// The password.
+    pub password: String,
+    /// The folder for what waits.
+    pub spool: PathBuf,
+    /// Where it goes: the vaults' names, and how they are opened.
+    pub vaults: BTreeMap<String, Open>,
+    /// At most so long after it was written a piece goes to a vault.
+    pub every: Duration,
+}
+
+/// How the log of one vault stands.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Up to when it is whole there; none while that is not known.
+    pub as_of: Option<AsOf>,
+    /// Why it does not go on.
+    pub error: Option<String>,
+}
+
+/// How shipping stands. Shared between who ships and who asks.
+#[derive(Debug, Default)]
+pub struct Standings {
+    each: Mutex<BTreeMap<String, Standing>>,
+    /// Rung when a vault's log has a gap, so that it needs another base backup.
+    pub gap: Notify,
+}
+
+impl Standings {
+    /// Of each vault.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, Standing> {
+        self.each.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn with(&self, vault: &str, change: impl FnOnce(&mut Standing)) {
+        let mut each = self.each.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        change(each.entry(vault.to_owned()).or_default());
+    }
+
+    /// Says once what is wrong, until it is well again.
+    fn failed(&self, vault: &str, error: &dyn std::fmt::Display) {
+        let error = error.to_string();
+        self.with(vault, |standing| {
+            if standing.error.as_ref() != Some(&error) {
+                tracing::warn!(vault, error, "the log of the database does not reach the vault");
+            }
+            standing.error = Some(error);
+        });
+    }
+
+    fn well(&self, vault: &str) {
+        self.with(vault, |standing| {
+            if standing.error.take().is_some() {
+                tracing::info!(vault, "the log of the database reaches the vault again");
+            }
+        });
+    }
+}
+
+/// What each vault has, as its shipper knows; none while it is away.
+type Having = watch::Sender<BTreeMap<String, Option<Contents>>>;
+
+/// Ships for as long as it is waited for.
+pub async fn ship(source: &Source, standings: &Standings) {
+    let mut pause = SOON;
+    loop {
+        let begun = Instant::now();
+        let why = one_system(source, standings).await.err();
+        if begun.elapsed() > LATE {
+            pause = SOON;
+        }
+        if let Some(why) = why {
+            source.vaults.keys().for_each(|vault| standings.failed(vault, &why));
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LATE);
+        }
+    }
+}
+
+/// Ships until the database is another one.
+async fn one_system(source: &Source, standings: &Standings) -> Result<(), StreamError> {
+    let mut connection =
+        Replication::connect(source.address, &source.user, &source.password).await?;
+    let (system, size) = (connection.identify().await?, connection.segment_size().await?);
+    drop(connection);
+    let spool = source.spool.join(&system.id);
+    let feed = Feed::open(spool, size).map_err(|error| StreamError::Odd(error.to_string()))?;
+    let feed = Arc::new(feed);
+    let having = Having::new(source.vaults.keys().map(|name| (name.clone(), None)).collect());
+    let shippers = source.vaults.iter().map(|(name, open)| Shipper {
+        name,
+        open,
+        system: &system.id,
+        every: source.every,
+        feed: &feed,
+        standings,
+        having: &having,
+    });
+    let shipping =
+        futures_util::future::join_all(shippers.map(|shipper| async move { shipper.run().await }));
+    tokio::select! {
+        ended = receive(source, &system.id, &feed, &having, standings) => ended,
+        _ = shipping => Ok(()),
+    }
+}
+
+/// Receives until the database is another one. A connection that is lost is made again.
+async fn receive(
+    source: &Source,
+    system: &str,
+    feed: &Arc<Feed>,
+    having: &Having,
+    standings: &Standings,
+) -> Result<(), StreamError> {
+    let known = |having: &BTreeMap<String, Option<Contents>>| having.values().all(Option::is_some);
+    let _ = tokio::time::timeout(VAULTS, having.subscribe().wait_for(known)).await;
+    let (mut gone, mut pause) = (0, SOON);
+    loop {
+        let begun = Instant::now();
+        match one_stream(source, system, feed, having, &mut gone, standings).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                if begun.elapsed() > LATE {
+                    pause = SOON;
+                }
+                source.vaults.keys().for_each(|vault| standings.failed(vault, &error));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LATE);
+            }
+        }
+    }
+}
+
+/// Receives the log until its timeline ends (true), or the database is another one (false).
+async fn one_stream(
+    source: &Source,
+    system: &str,
+    feed: &Arc<Feed>,
+    having: &Having,
+    gone: &mut u64,
+    standings: &Standings,
+) -> Result<bool, StreamError> {
+    let mut connection =
+        Replication::connect(source.address, &source.user, &source.password).await?;
+    let server = connection.identify().await?;
+    if server.id != system {
+        return Ok(false);
+    }
+    let size = feed.size();
+    let mut histories = BTreeMap::new();
+    if server.timeline > 1 {
+        histories.insert(server.timeline, connection.history(server.timeline).await?);
+    }
+    let own = histories.get(&server.timeline).map(Vec::as_slice).unwrap_or_default();
+    let lineage =
+        Lineage::parse(server.timeline, &String::from_utf8_lossy(own)).map_err(StreamError::Odd)?;
+    feed.set_lineage(lineage.clone(), histories);
+    let wanted = wanted(feed, having);
+    let number = feed.first_wanted(&wanted, *gone, size.number(server.at));
+    let segment = lineage.owner(number, size);
+    tracing::debug!(segment = size.file_name(segment), %lineage, "the log begins to come");
+    let streamed = async {
+        connection.start(segment.timeline, size.start(number)).await?;
+        feed.begin(segment);
+        source.vaults.keys().for_each(|vault| standings.well(vault));
+        stream(&mut connection, feed, having).await
+    };
+    match streamed.await {
+        Err(StreamError::Gone(why)) => {
+            // Whoever wanted it has a gap now. The server has what it writes, and no more is sure.
+            *gone = number.max(*gone);
+            tracing::warn!(why, "a part of the log is lost to the vaults");
+            Ok(true)
+        }
+        Err(error) => Err(error),
+        Ok(()) => Ok(true),
+    }
+}
+
+async fn stream(
+    connection: &mut Replication,
+    feed: &Arc<Feed>,
+    having: &Having,
+) -> Result<(), StreamError> {
+    let mut ask = tokio::time::interval(ASK);
+    let mut heard = Instant::now();
+    loop {
+        let event = tokio::select! {
+            event = connection.next() => event?,
+            _ = ask.tick() => {
+                if heard.elapsed() > SILENCE {
+                    return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+                }
+                let received = feed.end().unwrap_or_default();
+                let least = wanted(feed, having).into_iter().min().unwrap_or(0);
+                let stored = feed.size().start(least).min(received);
+                connection.report(received, stored, true).await?;
+                continue;
+            }
+        };
+        heard = Instant::now();
+        let flushed = match event {
+            Event::Data { start, flushed, bytes } => {
+                // Once in each segment this waits for the disk.
+                let (to, fills) = (Arc::clone(feed), feed.room() <= bytes.len());
+                let append = move || to.append(start, &bytes);
+                let appended = if fills { blocking(append).await } else { append() };
+                appended.map_err(|error| StreamError::Odd(error.to_string()))?;
+                flushed
+            }
+            Event::Alive { flushed, answer } => {
+                if answer {
+                    let received = feed.end().unwrap_or_default();
+                    connection.report(received, received, false).await?;
+                }
+                flushed
+            }
+            Event::End => return Ok(()),
+        };
+        feed.flushed(flushed, Timestamp::now());
+    }
+}
+
+/// Brings the log into one vault.
+struct Shipper<'a> {
+    name: &'a str,
+    open: &'a Open,
+    system: &'a str,
+    every: Duration,
+    feed: &'a Arc<Feed>,
+    standings: &'a Standings,
+    having: &'a Having,
+}
+
+impl Shipper<'_> {
+    async fn run(&self) {
+        let mut pause = SOON;
+        loop {
+            let begun = Instant::now();
+            let Err(error) = self.one_life().await;
+            self.standings.failed(self.name, &error);
+            self.having.send_modify(|having| {
+                having.insert(self.name.to_owned(), None);
+            });
+            if begun.elapsed() > LATE {
+                pause = SOON;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LATE);
+        }
+    }
+
+    /// Until the vault cannot be used.
+    async fn one_life(&self) -> Result<std::convert::Infallible> {
+        let (open, system) = (Arc::clone(self.open), self.system.to_owned());
+        let size: Size = self.feed.size();
+        let store = blocking(move || open()?.log(&system, size)).await?;
+        let listed = store.clone();
+        let mut contents = blocking(move || listed.contents()).await?;
+        let mut news = self.feed.news();
+        let mut told = Instant::now().checked_sub(IDLE);
+        let mut piece_at: Option<Instant> = None;
+        let mut has_gap = false;
+        self.tell(&contents)?;
+        loop {
+            match self.feed.job(&contents) {
+                Job::History(timeline, history) => {
+                    let store = store.clone();
+                    blocking(move || store.put_history(timeline, &history)).await?;
+                    contents.histories.insert(timeline);
+                }
+                Job::Whole { segment, gap } => {
+                    self.note(gap, &mut has_gap);
+                    let (store, path) = (store.clone(), self.feed.path(segment));
+                    blocking(move || {
+                        let bytes =
+                            std::fs::read(&path).map_err(Error::path("cannot read", &path))?;
+                        store.put(segment, &bytes)
+                    })
+                    .await?;
+                    contents.whole.insert(segment);
+                    contents.pieces.remove(&segment);
+                    has_gap = false;
+                    self.tell(&contents)?;
+                }
+                Job::Piece { segment, from, bytes, gap } => {
+                    self.note(gap, &mut has_gap);
+                    let due = piece_at.map(|at| at + self.every);
+                    if let Some(wait) = due.and_then(|at| at.checked_duration_since(Instant::now()))
+                    {
+                        // Meanwhile more may come, or the whole segment.
+                        tokio::time::sleep(wait).await;
+                        piece_at = None;
+                        continue;
+                    }
+                    piece_at = Some(Instant::now());
+                    let (store, to) = (store.clone(), from + bytes.len() as u64);
+                    blocking(move || store.put_piece(segment, from, &bytes)).await?;
+                    contents.pieces.entry(segment).or_default().insert(from, to);
+                    told = None;
+                }
+                Job::Nothing(as_of) => {
+                    if let Some(as_of) = as_of {
+                        self.standings.with(self.name, |standing| standing.as_of = Some(as_of));
+                        self.standings.well(self.name);
+                        if told.is_none_or(|told| told.elapsed() >= IDLE) {
+                            told = Some(Instant::now());
+                            let store = store.clone();
+                            blocking(move || store.put_as_of(&as_of)).await?;
+                        }
+                    }
+                    let _ = tokio::time::timeout(ASK, news.changed()).await;
+                }
+            }
+        }
+    }
+
+    fn note(&self, gap: bool, has_gap: &mut bool) {
+        if gap && !*has_gap {
+            *has_gap = true;
+            tracing::warn!(
+                vault = self.name,
+                "the log in the vault has a gap; another backup of the database is needed"
+            );
+            self.standings.gap.notify_one();
+        }
+    }
+
+    fn tell(&self, contents: &Contents) -> Result<()> {
+        self.having.send_modify(|having| {
+            having.insert(self.name.to_owned(), Some(contents.clone()));
+        });
+        self.feed.sweep(&wanted(self.feed, self.having), MOST)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::Unusable(error.to_string())),
+    }
+}
+
+/// What each vault wants next; 0 if it has nothing, or that is not known.
+fn wanted(feed: &Feed, having: &Having) -> Vec<u64> {
+    let want = |has: &Option<Contents>| has.as_ref().and_then(|has| feed.wanted(has));
+    having.borrow().values().map(|has| want(has).unwrap_or(0)).collect()
+}

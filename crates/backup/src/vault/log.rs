@@ -1,0 +1,154 @@
+//! The log of a database in a vault, and the key to it.
+
+use age::x25519;
+use rustic_core::repofile::SnapshotFile;
+use rustic_core::{BackupOptions, OpenStatus, PathList, Repository, SnapshotOptions};
+
+use super::{Backup, Proof, Vault};
+use crate::log::replay::size_of;
+use crate::log::segment::{Segment, Size};
+use crate::log::store::{LogStore, folder, systems};
+use crate::{Error, Result};
+
+/// The label of the snapshot with the key: a file as `age-keygen` writes it.
+const KEY_LABEL: &str = "resurgam-log-key";
+/// Where in that snapshot it lies.
+const KEY_PATH: &str = "/log.key";
+
+impl Vault {
+    /// The log of a database, by its system identifier. The first call makes the key.
+    ///
+    /// # Errors
+    /// When the vault cannot be read or, the first time, not be written.
+    pub fn log(&self, system: &str, size: Size) -> Result<LogStore> {
+        let repository = self.repository()?;
+        let mut keys = self.log_keys(&repository)?;
+        if keys.is_empty() {
+            let _lock = self.lock()?;
+            // Somebody else may have made it meanwhile.
+            keys = self.log_keys(&repository)?;
+            if keys.is_empty() {
+                keys = vec![self.new_log_key(repository)?];
+            }
+        }
+        let dir = folder(&self.path, &self.deployment).join(system);
+        Ok(LogStore::new(&self.name, dir, keys, size))
+    }
+
+    /// The system identifiers of the databases whose log is there.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn logs(&self) -> Result<Vec<String>> {
+        systems(&self.path, &self.deployment)
+    }
+
+    /// Whether the log that comes is of no use to the newest of these backups, so that another one
+    /// is needed. Not so while no log has come at all.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn log_is_broken(&self, backups: &[Backup]) -> Result<bool> {
+        let good = |backup: &&Backup| !matches!(backup.proof, Proof::Bad(_));
+        let Some(newest) = backups.iter().find(good) else { return Ok(false) };
+        let systems = self.logs()?;
+        match &newest.manifest.log {
+            Some(range) if systems.contains(&range.system) => {
+                Ok(self.log(&range.system, size_of(range)?)?.way(range, None)?.is_broken())
+            }
+            _ => Ok(!systems.is_empty()),
+        }
+    }
+
+    /// The segments of logs that none of the backups needs which are kept: those before the oldest
+    /// of them, and logs that ended before it. All of it, when nothing is kept, stays.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn unneeded_log(&self, kept: &[Backup]) -> Result<Vec<(LogStore, Vec<Segment>)>> {
+        let Some(oldest) = kept.iter().map(|backup| backup.taken_at).min() else {
+            return Ok(Vec::new());
+        };
+        let mut unneeded = Vec::new();
+        for system in self.logs()? {
+            let ranges = kept.iter().filter_map(|backup| backup.manifest.log.as_ref());
+            let ours: Vec<_> = ranges.filter(|range| range.system == system).collect();
+            let store = match ours.first() {
+                Some(range) => self.log(&system, size_of(range)?)?,
+                None => self.log(&system, Size::default())?,
+            };
+            let as_of = store.as_of()?;
+            let store = match as_of.and_then(|as_of| Size::new(as_of.segment_bytes)) {
+                Some(size) if size != store.size() => self.log(&system, size)?,
+                _ => store,
+            };
+            let first = ours.iter().map(|range| store.size().number(range.start)).min();
+            let before = match first {
+                Some(first) => first,
+                None if as_of.is_some_and(|as_of| as_of.at < oldest) => u64::MAX,
+                // It is new, and its first backup may be under way.
+                None => continue,
+            };
+            let segments = store.contents()?.before(before);
+            if !segments.is_empty() {
+                unneeded.push((store, segments));
+            }
+        }
+        Ok(unneeded)
+    }
+
+    /// The oldest first, so that all who write agree on one.
+    fn log_keys(&self, repository: &Repository<OpenStatus>) -> Result<Vec<x25519::Identity>> {
+        let mut snapshots: Vec<SnapshotFile> = self.snapshots(repository)?;
+        snapshots.retain(|s| s.label == KEY_LABEL && s.hostname == self.deployment);
+        if snapshots.is_empty() {
+            return Ok(Vec::new());
+        }
+        snapshots.sort_by(|a, b| a.time.cmp(&b.time));
+        let read = self.told("be read");
+        let repository = self.repository()?.to_indexed().map_err(&read)?;
+        let mut keys = Vec::new();
+        for snapshot in snapshots {
+            let mut text = Vec::new();
+            repository
+                .node_from_snapshot_and_path(&snapshot, KEY_PATH)
+                .and_then(|node| repository.dump(&node, &mut text))
+                .map_err(&read)?;
+            let text = String::from_utf8_lossy(&text);
+            let key = text.lines().find(|line| line.starts_with("AGE-SECRET-KEY-"));
+            let key = key.and_then(|line| line.trim().parse().ok());
+            keys.push(key.ok_or_else(|| Error::Damaged {
+                what: format!("the key to the log in the vault {}", self.name),
+                how: "it is no key of age".to_owned(),
+            })?);
+        }
+        Ok(keys)
+    }
+
+    fn new_log_key(&self, repository: Repository<OpenStatus>) -> Result<x25519::Identity> {
+        use age::secrecy::ExposeSecret as _;
+
+        let key = x25519::Identity::generate();
+        let dir =
+            tempfile::tempdir().map_err(Error::path("cannot create", std::env::temp_dir()))?;
+        let file = dir.path().join("log.key");
+        let text =
+            format!("# public key: {}\n{}\n", key.to_public(), key.to_string().expose_secret());
+        std::fs::write(&file, text).map_err(Error::path("cannot write", &file))?;
+        let write = self.told("be written");
+        let mut options = SnapshotOptions::default();
+        options.label = Some(KEY_LABEL.to_owned());
+        options.host = Some(self.deployment.clone());
+        let snapshot = options.to_snapshot().map_err(&write)?;
+        let mut how = BackupOptions::default();
+        how.as_path = Some(KEY_PATH.into());
+        let source = PathList::from_string(&file.display().to_string()).map_err(&write)?;
+        let repository = repository.to_indexed_ids().map_err(&write)?;
+        repository.backup(&how, &source, snapshot).map_err(&write)?;
+        // The library passes over what it cannot read; nothing may be written with a key that is lost.
+        match self.log_keys(&self.repository()?)?.into_iter().next() {
+            Some(stored) if stored.to_public() == key.to_public() => Ok(stored),
+            _ => Err(self.failed("be written")("the key to the log was not stored".to_owned())),
+        }
+    }
+}
