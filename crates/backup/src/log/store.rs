@@ -106,6 +106,14 @@ impl LogStore {
         Ok(contents)
     }
 
+    /// What the files take.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn bytes(&self) -> Result<u64> {
+        Ok(crate::vault::measure(&self.dir)?.1)
+    }
+
     fn piece(&self, name: &str) -> Option<(Segment, u64, u64)> {
         let (segment, range) = name.split_once('.')?;
         let (from, to) = range.split_once('-')?;

@@ -1,19 +1,41 @@
 //! The log of a database in a vault, and the key to it.
 
+use std::collections::BTreeSet;
+
 use age::x25519;
 use rustic_core::repofile::SnapshotFile;
 use rustic_core::{BackupOptions, OpenStatus, PathList, Repository, SnapshotOptions};
+use serde::Serialize;
 
 use super::{Backup, Proof, Vault};
 use crate::log::replay::size_of;
 use crate::log::segment::{Segment, Size};
-use crate::log::store::{LogStore, folder, systems};
+use crate::log::store::{AsOf, LogStore, folder, systems};
 use crate::{Error, Result};
 
 /// The label of the snapshot with the key: a file as `age-keygen` writes it.
 const KEY_LABEL: &str = "resurgam-log-key";
 /// Where in that snapshot it lies.
 const KEY_PATH: &str = "/log.key";
+
+/// The log of a database in a vault.
+#[derive(Clone, Debug, Serialize)]
+pub struct LogReport {
+    /// The vault.
+    pub vault: String,
+    /// The database, by its system identifier.
+    pub system: String,
+    /// The newest timeline.
+    pub timeline: u32,
+    /// Segments of all timelines, also those of which only a part is there.
+    pub segments: usize,
+    /// What they take in the vault.
+    pub bytes: u64,
+    /// Up to when it is whole.
+    pub as_of: Option<AsOf>,
+    /// The newest backup cannot be brought further by it.
+    pub broken: bool,
+}
 
 impl Vault {
     /// The log of a database, by its system identifier. The first call makes the key.
@@ -41,6 +63,43 @@ impl Vault {
     /// When the vault cannot be read.
     pub fn logs(&self) -> Result<Vec<String>> {
         systems(&self.path, &self.deployment)
+    }
+
+    /// What can be said of each log that is there.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn log_reports(&self) -> Result<Vec<LogReport>> {
+        let backups = self.backups()?;
+        let newest = backups.first().and_then(|backup| backup.manifest.log.as_ref());
+        let mut reports = Vec::new();
+        for system in self.logs()? {
+            let (store, as_of) = self.any_log(&system)?;
+            let contents = store.contents()?;
+            let segments: BTreeSet<_> =
+                contents.whole.iter().chain(contents.pieces.keys()).collect();
+            let ours = newest.is_some_and(|range| range.system == system);
+            reports.push(LogReport {
+                vault: self.name.clone(),
+                timeline: contents.newest_timeline(),
+                segments: segments.len(),
+                bytes: store.bytes()?,
+                as_of,
+                broken: ours && self.log_is_broken(&backups)?,
+                system,
+            });
+        }
+        Ok(reports)
+    }
+
+    /// A log whose segments may be of any size.
+    fn any_log(&self, system: &str) -> Result<(LogStore, Option<AsOf>)> {
+        let store = self.log(system, Size::default())?;
+        let as_of = store.as_of()?;
+        match as_of.and_then(|as_of| Size::new(as_of.segment_bytes)) {
+            Some(size) if size != store.size() => Ok((self.log(system, size)?, as_of)),
+            _ => Ok((store, as_of)),
+        }
     }
 
     /// Whether the log that comes is of no use to the newest of these backups, so that another one
@@ -73,15 +132,7 @@ impl Vault {
         for system in self.logs()? {
             let ranges = kept.iter().filter_map(|backup| backup.manifest.log.as_ref());
             let ours: Vec<_> = ranges.filter(|range| range.system == system).collect();
-            let store = match ours.first() {
-                Some(range) => self.log(&system, size_of(range)?)?,
-                None => self.log(&system, Size::default())?,
-            };
-            let as_of = store.as_of()?;
-            let store = match as_of.and_then(|as_of| Size::new(as_of.segment_bytes)) {
-                Some(size) if size != store.size() => self.log(&system, size)?,
-                _ => store,
-            };
+            let (store, as_of) = self.any_log(&system)?;
             let first = ours.iter().map(|range| store.size().number(range.start)).min();
             let before = match first {
                 Some(first) => first,

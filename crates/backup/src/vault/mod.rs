@@ -45,6 +45,8 @@ const BAD: &str = "bad";
 /// A list of snapshots is read so often, with a pause between.
 const TRIES: u32 = 10;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// So long one waits for another who writes to the vault.
+const TURN: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What is known of a backup's worth.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,18 +214,26 @@ impl Vault {
         }
     }
 
-    /// Keeps others from writing to the vault or removing from it, until it is dropped. The library
-    /// has no locks of its own. Ends with the process.
+    /// Keeps others from writing to the vault or removing from it, until it is dropped; waits a
+    /// while for whoever does so now. The library has no locks of its own. Ends with the process.
     fn lock(&self) -> Result<File> {
         let path = self.path.join("resurgam.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(Error::path("cannot open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy {
-                what: format!("somebody else writes to the vault {}", self.name),
-            }),
-            Err(error) => Err(Error::path("cannot lock", path)(error.into())),
+        let until = std::time::Instant::now() + TURN;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < until => {
+                    std::thread::sleep(PAUSE);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(Error::Busy {
+                        what: format!("somebody else writes to the vault {}", self.name),
+                    });
+                }
+                Err(error) => return Err(Error::path("cannot lock", path)(error.into())),
+            }
         }
     }
 

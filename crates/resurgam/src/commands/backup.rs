@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
+use resurgam_backup::log::store::AsOf;
 use resurgam_backup::vault::{Backup, Proof, Vault};
 use resurgam_model::{ComponentName, Timestamp};
 use serde::Serialize;
@@ -24,6 +25,7 @@ use crate::plan::Loaded;
 ///   resurgam backup run --verify
 ///   resurgam backup list
 ///   resurgam backup verify --latest
+///   resurgam backup log
 ///   resurgam backup prune
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -38,6 +40,9 @@ enum BackupCommand {
     Run(RunArgs),
     /// List the backups, the newest first.
     List(ListArgs),
+    /// Show the log of PostgreSQL in the vaults: up to when it is whole. Exit code 3 when the newest
+    /// backup cannot be brought further by it.
+    Log(ListArgs),
     /// Restore backups on trial, and write down what was found. Exit code 3 when one is bad.
     Verify(VerifyArgs),
     /// Show which backups no rule keeps; with --yes remove them.
@@ -111,6 +116,7 @@ pub(crate) async fn run(args: BackupArgs) -> Result<u8, Failure> {
     match args.command {
         BackupCommand::Run(args) => take(&args).await,
         BackupCommand::List(args) => list(&args).await,
+        BackupCommand::Log(args) => log(&args).await,
         BackupCommand::Verify(args) => verify(&args).await,
         BackupCommand::Prune(args) => prune(&args).await,
     }
@@ -159,6 +165,44 @@ async fn list(args: &ListArgs) -> Result<u8, Failure> {
     }
     print(&listed, args.json)?;
     Ok(code::OK)
+}
+
+async fn log(args: &ListArgs) -> Result<u8, Failure> {
+    let loaded = Loaded::read(args.which.plan.as_deref())?;
+    let mut logs = Vec::new();
+    for vault in vaults(&loaded, &args.which).await? {
+        logs.extend(blocking(move || vault.log_reports()).await?);
+    }
+    let broken = logs.iter().any(|log| log.broken);
+    let exit = if broken { code::MISSED } else { code::OK };
+    if args.json {
+        output::json(&logs)?;
+        return Ok(exit);
+    }
+    let mut table =
+        output::table(&["vault", "database", "timeline", "segments", "size", "to", "whole until"]);
+    let now = Timestamp::now();
+    for log in &logs {
+        let as_of = |show: &dyn Fn(&AsOf) -> String| {
+            log.as_of.as_ref().map_or_else(|| "unknown".to_owned(), show)
+        };
+        table.add_row([
+            log.vault.clone(),
+            log.system.clone(),
+            log.timeline.to_string(),
+            log.segments.to_string(),
+            bytes(log.bytes),
+            as_of(&|as_of| as_of.end.to_string()),
+            as_of(&|as_of| format!("{} ({} ago)", as_of.at, age(now, as_of.at))),
+        ]);
+    }
+    output::data(&table.to_string());
+    if broken {
+        output::note(
+            "the newest backup cannot be brought further by the log; take another one with: resurgam backup run",
+        );
+    }
+    Ok(exit)
 }
 
 fn print(listed: &[Listed], json: bool) -> Result<(), Failure> {

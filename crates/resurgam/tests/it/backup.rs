@@ -15,7 +15,7 @@ const VAULT: &str =
     "[[backup.vaults]]\nname = 'here'\npath = 'vault'\npassword_file = 'password'\n";
 
 /// Backups are taken when the test says so.
-fn place(more: &str) -> Place {
+pub(crate) fn place(more: &str) -> Place {
     scheduled(&format!("{more}[backup]\nscheduled = false\n"))
 }
 
@@ -27,22 +27,22 @@ fn scheduled(more: &str) -> Place {
     place
 }
 
-fn api(up: &Up, place: &Place) -> String {
+pub(crate) fn api(up: &Up, place: &Place) -> String {
     up.status(place).unwrap()["api"].as_str().unwrap().to_owned()
 }
 
-fn tasks(api: &str, from: u32, to: u32) -> Vec<String> {
+pub(crate) fn tasks(api: &str, from: u32, to: u32) -> Vec<String> {
     (from..to).map(|n| submit(api, &format!("task {n}")).unwrap()).collect()
 }
 
 /// Takes a backup and restores it on trial.
-fn back_up(place: &Place) -> Value {
+pub(crate) fn back_up(place: &Place) -> Value {
     let taken = place.start(&["backup", "run", "--verify", "--json"]).end(place, LONG);
     assert_eq!(taken.status.code(), Some(0), "{taken:?}\n{}", place.logs());
     taken.json()[0].clone()
 }
 
-fn restore(place: &Place, more: &[&str]) {
+pub(crate) fn restore(place: &Place, more: &[&str]) {
     let arguments = [&["restore", "--latest", "--yes"], more].concat();
     let restored = place.start(&arguments).end(place, LONG);
     assert_eq!(restored.status.code(), Some(0), "{restored:?}\n{}", place.logs());

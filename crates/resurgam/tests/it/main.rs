@@ -21,6 +21,7 @@ mod full_disk;
 mod harness;
 mod http;
 mod life;
+mod log;
 mod paper;
 mod pool;
 mod recover;

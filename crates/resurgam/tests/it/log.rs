@@ -1,0 +1,191 @@
+//! The log of PostgreSQL in a vault: what came after a backup comes back too.
+
+use std::fs;
+use std::time::Duration;
+
+use resurgam_model::Timestamp;
+use resurgam_recovery::drill::fault::Process;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::backup::{api, back_up, place, restore, tasks};
+use crate::harness::{LONG, Place, SHORT, Up, all_complete, until};
+use crate::http;
+
+const POSTGRES: &str = "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n";
+
+/// What `resurgam backup log` says of the newest database.
+fn log(place: &Place) -> Option<Value> {
+    let shown = place.finish(&["backup", "log", "--json"]);
+    shown.json().as_array()?.last().cloned()
+}
+
+/// Waits until all that was acknowledged before now is in the vault.
+fn shipped(place: &Place) {
+    let now = Timestamp::now();
+    until("the log reaches the vault", LONG, place, || {
+        let at = log(place)?["as_of"]["at"].as_str()?.parse::<Timestamp>().ok()?;
+        (at > now).then_some(())
+    });
+}
+
+fn kill(up: Up, place: &Place) {
+    up.process.signal(Signal::KILL);
+    up.process.end(place, SHORT);
+    until("everything dies with it", SHORT, place, || place.processes().is_empty().then_some(()));
+}
+
+fn known(address: &str, tasks: &[String]) -> usize {
+    let known = |id: &&String| http::get(&format!("{address}/tasks/{id}")).unwrap().status == 200;
+    tasks.iter().filter(known).count()
+}
+
+#[test]
+fn what_came_after_the_backup_comes_back_by_the_log() {
+    let place = place(POSTGRES);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let mut all = tasks(&address, 0, 20);
+    back_up(&place);
+    all.extend(tasks(&address, 20, 60));
+    all_complete(&address, &all, &place);
+    shipped(&place);
+    kill(up, &place);
+    fs::remove_dir_all(place.path("state")).unwrap();
+
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &all, &place);
+
+    // The log goes on from there, with no other backup.
+    all.extend(tasks(&address, 60, 80));
+    all_complete(&address, &all, &place);
+    shipped(&place);
+    kill(up, &place);
+    fs::remove_dir_all(place.path("state")).unwrap();
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    all_complete(&api(&up, &place), &all, &place);
+    up.process.stop(&place);
+}
+
+#[test]
+fn a_database_is_restored_to_any_moment_and_back_again() {
+    let place = place(POSTGRES);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let first = tasks(&address, 0, 10);
+    back_up(&place);
+    let second = tasks(&address, 10, 20);
+    all_complete(&address, &second, &place);
+    std::thread::sleep(Duration::from_millis(20));
+    let between = Timestamp::now();
+    std::thread::sleep(Duration::from_millis(20));
+    let third = tasks(&address, 20, 30);
+    all_complete(&address, &third, &place);
+    shipped(&place);
+    let old = log(&place).unwrap()["timeline"].to_string();
+    up.process.stop(&place);
+
+    let at = between.to_string();
+    let restored = place.start(&["restore", "--at", &at, "--yes"]).end(&place, LONG);
+    assert_eq!(restored.status.code(), Some(0), "{restored:?}\n{}", place.logs());
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &first, &place);
+    all_complete(&address, &second, &place);
+    assert_eq!(known(&address, &third), 0, "they came later");
+    let fourth = tasks(&address, 30, 40);
+    all_complete(&address, &fourth, &place);
+    shipped(&place);
+    assert!(!log(&place).unwrap()["broken"].as_bool().unwrap());
+    up.process.stop(&place);
+
+    // The newest way is the one that was taken after the restore.
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &fourth, &place);
+    assert_eq!(known(&address, &third), 0);
+    up.process.stop(&place);
+
+    // The way that was left is still there.
+    restore(&place, &["--timeline", &old]);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &third, &place);
+    assert_eq!(known(&address, &fourth), 0);
+    up.process.stop(&place);
+
+    let late = (between + Duration::from_secs(3600)).to_string();
+    let refused = place.finish(&["restore", "--at", &late, "--yes"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(refused.err.contains("is yet to come"), "{refused:?}");
+    let refused = place.finish(&["restore", "--at", "2020-01-01T00:00:00Z", "--yes"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(refused.err.contains("no backup from before 2020"), "{refused:?}");
+}
+
+#[test]
+fn the_log_follows_a_failover() {
+    let place = place("[store]\nkind = 'postgres'\n");
+    let mut up = Up::ready(&place);
+    let address = api(&up, &place);
+    let mut all = tasks(&address, 0, 10);
+    back_up(&place);
+    shipped(&place);
+    let before = log(&place).unwrap()["timeline"].as_u64().unwrap();
+    let status = up.status(&place).unwrap();
+    let keeper =
+        status["components"].as_array().unwrap().iter().find(|c| c["name"] == "postgres-0");
+    let keeper = u32::try_from(keeper.unwrap()["pid"].as_u64().unwrap()).unwrap();
+    Process::find(keeper).unwrap().signal(Signal::KILL);
+    up.closed_incidents(&place, "postgres-primary", &[]);
+    up.wait_ready(&place);
+    all.extend(tasks(&address, 10, 30));
+    all_complete(&address, &all, &place);
+    shipped(&place);
+    let after = log(&place).unwrap();
+    assert!(after["timeline"].as_u64().unwrap() > before, "{after:#}");
+    assert!(!after["broken"].as_bool().unwrap(), "{after:#}");
+    kill(up, &place);
+    fs::remove_dir_all(place.path("state")).unwrap();
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    all_complete(&api(&up, &place), &all, &place);
+    up.process.stop(&place);
+}
+
+#[test]
+fn damage_in_the_log_is_said_and_nothing_is_changed() {
+    let place = place(POSTGRES);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let all = tasks(&address, 0, 10);
+    back_up(&place);
+    all_complete(&address, &all, &place);
+    shipped(&place);
+    up.process.stop(&place);
+    let system = log(&place).unwrap()["system"].as_str().unwrap().to_owned();
+    let folder = place.path("vault/log/dotnetagents").join(system);
+    let piece = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("0000000"))
+        .max()
+        .unwrap();
+    let whole = fs::read(&piece).unwrap();
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    fs::write(&piece, &flipped).unwrap();
+    let control = place.path("state/postgres/postgres-0/data/global/pg_control");
+    let before = fs::read(&control).unwrap();
+    let refused = place.start(&["restore", "--latest", "--yes"]).end(&place, LONG);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(refused.err.contains("is damaged"), "{refused:?}");
+    assert_eq!(fs::read(&control).unwrap(), before, "nothing was changed");
+    fs::write(&piece, &whole).unwrap();
+    restore(&place, &[]);
+}
