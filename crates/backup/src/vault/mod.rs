@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::keys::Key;
 use self::keys::key_options;
+pub use self::log::LogReport;
 use crate::manifest::{Manifest, Table};
 use crate::password::Password;
 use crate::{Error, Result};

@@ -4,12 +4,15 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use resurgam_backup::vault::LogReport;
 use resurgam_model::Timestamp;
+use resurgam_model::plan::StoreKind;
 use resurgam_recovery::drill::history;
+use resurgam_recovery::drill::subject::Address;
 
 use super::drill::wrapped;
 use super::status::word_of;
-use crate::audit::{VaultState, audit};
+use crate::audit::{LogState, VaultState, audit};
 use crate::backups::{blocking, open};
 use crate::failure::{Failure, code};
 use crate::output;
@@ -42,14 +45,19 @@ pub(crate) async fn run(args: AuditArgs) -> Result<u8, Failure> {
     let mut vaults = Vec::new();
     for vault in &loaded.plan().backup.vaults {
         let opened = open(&loaded, vault).await;
-        let backups = match opened {
-            Ok(vault) => blocking(move || vault.backups()).await,
-            Err(failure) => Err(failure),
+        let (backups, log) = match opened {
+            Ok(vault) => {
+                let listed = std::sync::Arc::clone(&vault);
+                let log = blocking(move || vault.log_reports()).await;
+                (blocking(move || listed.backups()).await, log.unwrap_or_default())
+            }
+            Err(failure) => (Err(failure), Vec::new()),
         };
         vaults.push(VaultState {
             name: vault.name.to_string(),
             same_device: same_device(&loaded.path(&vault.path), &loaded.state_dir()),
             backups: backups.map_err(|failure| failure.message),
+            log: log_state(&loaded, &log),
         });
     }
     let state_dir = loaded.state_dir();
@@ -95,6 +103,22 @@ pub(crate) async fn run(args: AuditArgs) -> Result<u8, Failure> {
         output::data(&table.to_string());
     }
     Ok(exit)
+}
+
+/// What is to be said of the log in a vault.
+fn log_state(loaded: &Loaded, logs: &[LogReport]) -> LogState {
+    let plan = loaded.plan();
+    if !plan.backup.continuous || plan.store.kind != StoreKind::Postgres {
+        return LogState::NotWanted;
+    }
+    let runs = Address::read(&loaded.state_dir()).is_some();
+    let newest = logs.iter().filter_map(|log| log.as_of).map(|as_of| as_of.at).max();
+    match newest {
+        _ if logs.iter().any(|log| log.broken) => LogState::Broken,
+        Some(at) => LogState::WholeUntil { at, runs },
+        None if runs => LogState::Missing,
+        None => LogState::NotWanted,
+    }
 }
 
 /// Whether both are on one device. One that is not there yet will be on that of the folder above it.

@@ -1,26 +1,27 @@
 //! What a plan can keep of what it promises: a pure function of the plan, of what is known of its
 //! vaults, and of what drills have shown.
 
-use jiff::tz::TimeZone;
-use resurgam_backup::vault::{Backup, Proof};
+mod vaults;
+
 use resurgam_model::plan::{Ask, Drills, Plan, StoreKind};
 use resurgam_model::report::DrillReport;
 use resurgam_model::{Duration, Scenario, Severity, Timestamp};
 use resurgam_recovery::brokers::bus_of;
 use serde::Serialize;
 
-/// So far ahead the schedule is looked at for its longest gap.
-const AHEAD_DAYS: i64 = 400;
-/// So many firings of it at most.
-const FIRINGS: usize = 100_000;
-/// A verified backup older than this many gaps of the schedule is out of date.
-const GAPS: u32 = 2;
+pub(crate) use self::vaults::{LogState, VaultState};
+use self::vaults::{backups, longest_gap};
+
 /// The slowest of so many drills is what is to be expected.
 const RECENT: usize = 10;
 /// A failover of the database is drilled weekly, everything else monthly, with a day or two of
 /// patience. The source is the calendar of disaster recovery tests that the objectives are from.
 const DATABASE_EVERY: Duration = Duration::from_secs(8 * 86_400);
 const OTHERS_EVERY: Duration = Duration::from_secs(33 * 86_400);
+
+/// A log that is shipped every so often is behind by this much more: the pace at which it is looked
+/// at, and one write.
+const SHIPPING: Duration = Duration::from_secs(1);
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,16 +59,6 @@ pub(crate) struct Reach {
     pub(crate) rto_measured: Option<Duration>,
     /// How many drills that is taken from.
     pub(crate) drills: usize,
-}
-
-/// What is known of a vault.
-#[derive(Clone, Debug)]
-pub(crate) struct VaultState {
-    pub(crate) name: String,
-    /// It lies within the state folder, or on the same device.
-    pub(crate) same_device: bool,
-    /// The backups, the newest first; or why they could not be read.
-    pub(crate) backups: Result<Vec<Backup>, String>,
 }
 
 /// Everything that the audit has to say.
@@ -130,7 +121,15 @@ pub(crate) fn audit(
 fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[DrillReport]) -> Reach {
     let objectives = plan.objectives(scenario);
     let zero = Some(Duration::from_secs(0));
+    let continuous = plan.backup.continuous && plan.store.kind == StoreKind::Postgres;
     let of_backups = || match (plan.backup.vaults.is_empty(), gap) {
+        (false, _) if continuous => {
+            let every = plan.backup.ship_every;
+            (
+                Some(Duration(every.0 + SHIPPING.0)),
+                format!("the log reaches the vaults every {every}"),
+            )
+        }
         (true, _) => (None, "there is no vault, so nothing could be restored".to_owned()),
         (false, None) => (None, "no backups are taken by themselves".to_owned()),
         (false, Some(gap)) => {
@@ -252,27 +251,6 @@ fn remedy(plan: &Plan, scenario: Scenario) -> String {
     }
 }
 
-/// The longest time between two scheduled backups in the year to come, with the jitter of the second.
-fn longest_gap(plan: &Plan, now: Timestamp) -> Option<Duration> {
-    if !plan.backup.scheduled {
-        return None;
-    }
-    let zone = TimeZone::get(&plan.backup.timezone).ok()?;
-    let end = now.as_second() + AHEAD_DAYS * 86_400;
-    let mut last = plan.backup.schedule.next_after(now, &zone)?;
-    let mut longest = 0;
-    for _ in 0..FIRINGS {
-        let Some(next) = plan.backup.schedule.next_after(last, &zone) else { break };
-        longest = longest.max(next.as_second() - last.as_second());
-        last = next;
-        if next.as_second() > end {
-            break;
-        }
-    }
-    let seconds = u64::try_from(longest).ok().filter(|seconds| *seconds > 0)?;
-    Some(Duration(std::time::Duration::from_secs(seconds) + plan.backup.jitter.0))
-}
-
 fn database(plan: &Plan, findings: &mut Vec<Finding>) {
     if plan.store.kind == StoreKind::Sqlite {
         findings.push(Finding {
@@ -281,90 +259,6 @@ fn database(plan: &Plan, findings: &mut Vec<Finding>) {
             problem: "the database is a file on this machine; only a backup survives the loss of its disk".to_owned(),
             remedy: "store.kind = \"postgres\" with a standby, if that is not enough".to_owned(),
         });
-    }
-}
-
-fn backups(
-    plan: &Plan,
-    vaults: &[VaultState],
-    gap: Option<Duration>,
-    now: Timestamp,
-    findings: &mut Vec<Finding>,
-) {
-    let mut add = |level, rule, problem: String, remedy: &str| {
-        findings.push(Finding { level, rule, problem, remedy: remedy.to_owned() });
-    };
-    if !vaults.is_empty() && vaults.iter().all(|vault| vault.same_device) {
-        add(
-            Level::Risk,
-            "same-failure-domain",
-            "every vault lies on the same device as the state: what takes the one takes the other"
-                .to_owned(),
-            "add a vault on another device, best in another building",
-        );
-    }
-    if !vaults.is_empty() && !plan.backup.verify {
-        add(
-            Level::Risk,
-            "unverified",
-            "scheduled backups are not restored on trial".to_owned(),
-            "backup.verify = true",
-        );
-    }
-    for vault in vaults {
-        let name = &vault.name;
-        let backups = match &vault.backups {
-            Ok(backups) => backups,
-            Err(why) => {
-                add(
-                    Level::Broken,
-                    "vault-unreadable",
-                    format!("the vault {name} cannot be read: {why}"),
-                    "see: resurgam vault check",
-                );
-                continue;
-            }
-        };
-        if backups.is_empty() {
-            add(
-                Level::Broken,
-                "no-backup",
-                format!("the vault {name} has no backup"),
-                "resurgam backup run --verify",
-            );
-            continue;
-        }
-        if backups.iter().any(|backup| matches!(backup.proof, Proof::Bad(_))) {
-            add(
-                Level::Risk,
-                "bad-backup",
-                format!("the vault {name} has backups that are bad"),
-                "resurgam vault check --data",
-            );
-        }
-        let verified = backups.iter().find(|backup| matches!(backup.proof, Proof::Verified(_)));
-        let Some(verified) = verified else {
-            add(
-                Level::Risk,
-                "never-restored",
-                format!("no backup of the vault {name} was ever restored"),
-                "resurgam backup verify --latest",
-            );
-            continue;
-        };
-        let age = now.as_second() - verified.taken_at.as_second();
-        let limit = gap.map(|gap| gap.0.as_secs() * u64::from(GAPS));
-        if limit.is_some_and(|limit| u64::try_from(age).is_ok_and(|age| age > limit)) {
-            add(
-                Level::Risk,
-                "old-backup",
-                format!(
-                    "the newest verified backup of the vault {name} is {} old",
-                    crate::commands::backup::age(now, verified.taken_at)
-                ),
-                "see the log of resurgam up, and: resurgam backup list",
-            );
-        }
     }
 }
 
@@ -419,6 +313,8 @@ mod tests {
     use resurgam_model::plan::EffectivePlan;
     use resurgam_model::report::{DrillResult, Measured};
 
+    use resurgam_backup::vault::{Backup, Proof};
+
     use super::*;
 
     const VAULT: &str = "[[backup.vaults]]\nname = 'here'\npath = 'p'\npassword_file = 'f'\n";
@@ -437,7 +333,8 @@ mod tests {
     }
 
     fn vault(same_device: bool, backups: Result<Vec<Backup>, String>) -> Vec<VaultState> {
-        vec![VaultState { name: "here".to_owned(), same_device, backups }]
+        let log = LogState::NotWanted;
+        vec![VaultState { name: "here".to_owned(), same_device, backups, log }]
     }
 
     fn backup(at: &str, proof: Proof) -> Backup {
@@ -471,6 +368,27 @@ mod tests {
             format!("[contacts]\non-call = 'x'\n[backup]\nschedule = '*/30 * * * *'\n{VAULT}");
         let found = audit(&plan(&hourly), &vault(false, Ok(vec![good])), &[], now());
         assert!(found.holds(), "{:?}", found.findings);
+    }
+
+    #[test]
+    fn a_log_that_is_shipped_bounds_the_loss_by_seconds() {
+        let text = format!(
+            "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n[contacts]\non-call = 'x'\n{VAULT}"
+        );
+        let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
+        let look = |text: &str| {
+            let found = audit(&plan(text), &vault(false, Ok(vec![good.clone()])), &[], now());
+            let of = |scenario| {
+                let reach = found.reach.iter().find(|reach| reach.scenario == scenario);
+                reach.unwrap().rpo_reach
+            };
+            (of(Scenario::FullCluster), of(Scenario::PostgresPrimary), found.holds())
+        };
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert_eq!(look(&text), (seconds(3), seconds(3), true));
+        let without = format!("[backup]\ncontinuous = false\n{text}");
+        let day = seconds(6 * 3600 + 30);
+        assert_eq!(look(&without), (day, day, false));
     }
 
     #[test]
@@ -528,6 +446,16 @@ mod tests {
         has(vault(false, Ok(vec![bad])), (Level::Risk, "bad-backup"));
         let old = backup("2026-11-25T09:00:00Z", Proof::Verified(now()));
         has(vault(false, Ok(vec![old])), (Level::Risk, "old-backup"));
+        let log = |log| {
+            let [state] = <[VaultState; 1]>::try_from(vault(false, Ok(Vec::new()))).unwrap();
+            vec![VaultState { log, ..state }]
+        };
+        has(log(LogState::Missing), (Level::Broken, "no-log"));
+        has(log(LogState::Broken), (Level::Broken, "log-gap"));
+        let at = "2026-11-25T11:50:00Z".parse().unwrap();
+        has(log(LogState::WholeUntil { at, runs: true }), (Level::Broken, "log-behind"));
+        let stopped = rules(&text, &log(LogState::WholeUntil { at, runs: false }));
+        assert!(stopped.iter().all(|(_, rule)| !rule.contains("log")), "{stopped:?}");
     }
 
     fn drill(at: &str, rto: Option<u64>, rpo: u64) -> DrillReport {
