@@ -184,6 +184,29 @@ impl Point {
         Ok(Self { backup, replay: Some(Replay { store, way, target }) })
     }
 
+    /// Up to when all that was acknowledged is in it, as far as is known.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub fn whole_until(&self) -> Result<Timestamp> {
+        let own = self.backup.taken_at;
+        let Some(replay) = &self.replay else { return Ok(own) };
+        let Some(way) = &replay.way else { return Ok(own) };
+        Ok(match (replay.target, replay.store.as_of()?) {
+            (ReplayTarget::Time(at), _) => at,
+            (ReplayTarget::End, Some(as_of)) if way.chain.end >= as_of.end => as_of.at.max(own),
+            // How late its end was is not known.
+            (ReplayTarget::End, _) => self.backup.manifest.whole_at.unwrap_or(own),
+            (ReplayTarget::Backup, _) => own,
+        })
+    }
+
+    /// The database is brought further than the backup.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.moves_on(Component::Database)
+    }
+
     /// Which of two comes further: by the end of the log, and the age of the backup.
     #[must_use]
     pub fn reaches(&self) -> (Option<Lsn>, Timestamp) {
@@ -366,6 +389,66 @@ impl Target {
         before("clean");
         clear(staging)?;
         Ok(aside.exists().then(|| aside.clone()))
+    }
+}
+
+/// The file in a data folder that says for what it was restored.
+const MARK: &str = "resurgam.restored";
+
+impl Target {
+    /// Puts the prepared database in the place of an instance's data, while everything else goes on.
+    /// The instance must be at rest. What is there moves aside; the folder with it is returned.
+    /// `mark` says for what it is done.
+    ///
+    /// # Errors
+    /// When a file cannot be moved, or the backup knows other passwords than the deployment.
+    pub fn put_instance(&self, prepared: &Prepared, mark: &str) -> Result<Option<PathBuf>> {
+        let Some((programs, instance)) = &self.postgres else {
+            return Err(Error::Unusable("the plan has no PostgreSQL of its own".to_owned()));
+        };
+        let Prepared { staging, content, aside, .. } = prepared;
+        let read = |path: &Path| Secrets::load(path);
+        let theirs = read(&content.join("configuration/secrets/postgres.json"))?;
+        if theirs != read(&self.state.join("secrets/postgres.json"))? {
+            return Err(Error::Unusable(
+                "the backup knows other passwords than the deployment; end it, and restore by hand with: resurgam restore --latest".to_owned(),
+            ));
+        }
+        // Fenced before it is in its place, where somebody might start it.
+        let beside = Layout::new(content.join("instance"));
+        make(&content.join("instance"), 0o711)?;
+        let source = content.join("database/data");
+        fs::rename(&source, beside.data()).map_err(Error::path("cannot move", source))?;
+        let file = beside.data().join(MARK);
+        fs::write(&file, mark).map_err(Error::path("cannot write", file))?;
+        beside.adopt(programs)?;
+        let dir = self.state.join("postgres").join(instance);
+        make(&dir, 0o700)?;
+        let place = Layout::new(dir.clone());
+        let data = place.data();
+        let mut moved = None;
+        if data.exists() {
+            make(aside.parent().unwrap_or(aside), 0o700)?;
+            make(aside, 0o700)?;
+            fs::rename(&data, aside.join("data"))
+                .map_err(Error::path("cannot put aside", &data))?;
+            moved = Some(aside.clone());
+        }
+        fs::rename(beside.data(), &data).map_err(Error::path("cannot move to its place", &data))?;
+        place.adopt(programs)?;
+        fs::File::open(&dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(Error::path("cannot sync", &dir))?;
+        clear(staging)?;
+        Ok(moved)
+    }
+
+    /// Whether the instance has data that were restored for this.
+    #[must_use]
+    pub fn is_restored(&self, mark: &str) -> bool {
+        let Some((_, instance)) = &self.postgres else { return false };
+        let data = Layout::new(self.state.join("postgres").join(instance)).data();
+        fs::read_to_string(data.join(MARK)).is_ok_and(|text| text == mark)
     }
 }
 

@@ -13,6 +13,8 @@ use crate::{Duration, Objectives, Severity};
 pub enum Scenario {
     /// The primary of PostgreSQL is lost and a standby exists.
     PostgresPrimary,
+    /// The primary of PostgreSQL is lost with its data, and nobody else has them.
+    PostgresRestore,
     /// The agent registry does not answer.
     AgentRegistry,
     /// One of several brokers of Kafka is lost.
@@ -52,9 +54,10 @@ fn hint(nearest: &Option<Scenario>) -> String {
 
 impl Scenario {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::FullCluster,
         Self::PostgresPrimary,
+        Self::PostgresRestore,
         Self::FullStop,
         Self::KafkaCluster,
         Self::KafkaBroker,
@@ -69,6 +72,7 @@ impl Scenario {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::PostgresPrimary => "postgres-primary",
+            Self::PostgresRestore => "postgres-restore",
             Self::AgentRegistry => "agent-registry",
             Self::KafkaBroker => "kafka-broker",
             Self::KafkaCluster => "kafka-cluster",
@@ -85,6 +89,9 @@ impl Scenario {
     pub fn summary(&self) -> &'static str {
         match self {
             Self::PostgresPrimary => "the PostgreSQL primary is lost; its standby takes over",
+            Self::PostgresRestore => {
+                "PostgreSQL is lost with its data and has no standby; backup and log bring it back"
+            }
             Self::AgentRegistry => {
                 "the agent registry is gone; agents register again by themselves"
             }
@@ -111,6 +118,7 @@ impl Scenario {
     pub fn severity(&self) -> Severity {
         match self {
             Self::PostgresPrimary
+            | Self::PostgresRestore
             | Self::Api
             | Self::FullStop
             | Self::FullCluster
@@ -128,7 +136,7 @@ impl Scenario {
     #[must_use]
     pub fn default_objectives(&self) -> Objectives {
         match self {
-            Self::PostgresPrimary => {
+            Self::PostgresPrimary | Self::PostgresRestore => {
                 Objectives { rto: Duration::from_secs(15 * 60), rpo: Duration::from_secs(5 * 60) }
             }
             Self::FullCluster => {

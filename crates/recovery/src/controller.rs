@@ -22,6 +22,7 @@ use crate::journal::orders::Order;
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
 use crate::postgres::{self, Authority, Beat, Database};
 use crate::processes::{self, Processes, subject};
+use crate::restorer::SharedRestorer;
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
@@ -53,6 +54,8 @@ pub struct Parts {
     pub roles: Vec<(ComponentName, Client)>,
     /// The owned PostgreSQL, if there is one: who reigns, the passwords, where clients connect.
     pub postgres: Option<(Arc<Authority>, Secrets, SocketAddr)>,
+    /// What brings data back that nobody has any more.
+    pub restorer: Option<SharedRestorer>,
     /// A fault in the recovery itself, for tests.
     pub fault: Option<Fault>,
     /// The run before did not end in order.
@@ -113,7 +116,8 @@ impl Controller {
         self.parts.postgres.as_ref().map(|(authority, _, _)| authority)
     }
 
-    pub(crate) fn database(&self) -> Option<Database> {
+    /// What the steps of a scenario of the database work on.
+    pub(crate) fn database(&self, scenario: Scenario) -> Option<Database> {
         let (authority, _, _) = self.parts.postgres.as_ref()?;
         Some(Database {
             authority: Arc::clone(authority),
@@ -121,8 +125,10 @@ impl Controller {
             deployment: Arc::clone(&self.parts.deployment),
             journal: self.parts.journal.clone(),
             platform: Readiness::new(self.parts.api.clone()),
-            objectives: self.parts.plan.objectives(Scenario::PostgresPrimary),
+            objectives: self.parts.plan.objectives(scenario),
             synchronous: self.parts.plan.postgres.synchronous,
+            restorer: self.parts.restorer.clone(),
+            from_vault: scenario == Scenario::PostgresRestore,
         })
     }
 
@@ -303,7 +309,9 @@ impl Controller {
 
     fn runbook(&self, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
         match scenario {
-            Scenario::PostgresPrimary => self.database().map(|database| postgres::steps(&database)),
+            Scenario::PostgresPrimary | Scenario::PostgresRestore => {
+                self.database(scenario).map(|database| postgres::steps(&database))
+            }
             other => brokers::steps(&self.brokers(), other)
                 .or_else(|| processes::steps(&self.processes(), other)),
         }
@@ -352,6 +360,11 @@ impl Controller {
                         Some(component) => component,
                         None => self.parts.name.clone(),
                     };
+                    if self.database_is_recovering(scenario)? {
+                        tracing::warn!(%scenario, "not begun: another recovery of the database is under way");
+                        journal.orders_done(number)?;
+                        continue;
+                    }
                     let new = NewIncident {
                         scenario,
                         component,
@@ -390,10 +403,21 @@ impl Controller {
         Ok(())
     }
 
+    /// Another scenario of the database than this has an incident: two recoveries of one database
+    /// would get into each other's way.
+    pub(crate) fn database_is_recovering(&self, scenario: Scenario) -> Result<bool> {
+        let open = self.parts.journal.open_incidents()?;
+        let other = |incident: &Incident| {
+            incident.scenario != scenario && is_of_database(incident.scenario)
+        };
+        Ok(is_of_database(scenario) && open.iter().any(other))
+    }
+
     /// What a recovery of this scenario is about when nobody says more.
     fn usual(&self, scenario: Scenario, components: &[Component]) -> Option<ComponentName> {
-        if scenario == Scenario::PostgresPrimary {
-            return self.authority()?.view().state.primary;
+        if is_of_database(scenario) {
+            let state = self.authority()?.view().state;
+            return state.primary.or(state.former);
         }
         if let Some(bus) = brokers::bus_of(scenario) {
             return ComponentName::new(bus.as_str()).ok();
@@ -410,7 +434,7 @@ impl Controller {
         for incident in self.parts.journal.open_incidents()? {
             // A route ends with the process: one that a controller before this one has set is
             // set again.
-            recovering |= incident.scenario == Scenario::PostgresPrimary
+            recovering |= is_of_database(incident.scenario)
                 && !postgres::is_rerouted(&self.parts.journal.steps(incident.id)?);
         }
         let view = authority.view();
@@ -423,6 +447,11 @@ impl Controller {
         }
         Ok(())
     }
+}
+
+/// The scenario is about the owned PostgreSQL as a whole.
+fn is_of_database(scenario: Scenario) -> bool {
+    matches!(scenario, Scenario::PostgresPrimary | Scenario::PostgresRestore)
 }
 
 async fn changed(news: &mut Option<watch::Receiver<u64>>) {

@@ -42,7 +42,9 @@ impl Controller {
         watched: &mut Watched,
     ) -> Result<Vec<NewIncident>> {
         let mut found = BTreeMap::new();
-        found.extend(self.find_database().map(|new| (Scenario::PostgresPrimary, new)));
+        if !self.database_is_recovering(Scenario::PostgresPrimary)? {
+            found.extend(self.find_database().map(|new| (Scenario::PostgresPrimary, new)));
+        }
         if settled {
             let board = self.board.borrow().clone();
             for component in components {
@@ -114,15 +116,11 @@ impl Controller {
     }
 
     fn find_database(&self) -> Option<NewIncident> {
-        let database = self.database()?;
+        let scenario = Scenario::PostgresPrimary;
+        let database = self.database(scenario)?;
         let state = database.authority.view().state;
         let first_sign = self.beat.borrow().failing_since.unwrap_or_else(Timestamp::now);
-        let new = |component, cause| NewIncident {
-            scenario: Scenario::PostgresPrimary,
-            component,
-            cause,
-            first_sign,
-        };
+        let new = |component, cause| NewIncident { scenario, component, cause, first_sign };
         let Some(primary) = state.primary else {
             // A recovery that took the reign away did not end.
             return Some(new(state.former?, "nobody reigns".to_owned()));

@@ -20,6 +20,7 @@ pub mod paper;
 pub mod planning;
 pub mod postgres;
 pub mod processes;
+pub mod restorer;
 pub mod runbook;
 pub mod scaling;
 pub mod server;

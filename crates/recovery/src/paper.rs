@@ -59,7 +59,13 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
         let _ = writeln!(text, "| {who} | {} |", how.replace('|', "\\|"));
     };
     row("Engineer on call", &contacts.on_call);
-    if matches!(scenario, Scenario::PostgresPrimary | Scenario::FullStop | Scenario::FullCluster) {
+    if matches!(
+        scenario,
+        Scenario::PostgresPrimary
+            | Scenario::PostgresRestore
+            | Scenario::FullStop
+            | Scenario::FullCluster
+    ) {
         row("Database team", &contacts.database);
     }
     row("Infrastructure team", &contacts.infrastructure);
@@ -80,6 +86,10 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "Errors of connections to the database; `/ready` of the API answers 503, `/health` still 200.",
             "Registry, queue and workflows take nothing new. They are symptoms: the cause is the database.",
             "`resurgam status` shows no reigning primary, or one that does not answer.",
+        ],
+        Scenario::PostgresRestore => &[
+            "As with the loss of the primary; and its data folder is gone or unreadable, and there is no standby.",
+            "`resurgam status` shows the instance as absent.",
         ],
         Scenario::AgentRegistry => &[
             "Agents cannot register, and heartbeats fail.",

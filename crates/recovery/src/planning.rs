@@ -45,13 +45,14 @@ pub struct PlannedStep {
 #[must_use]
 pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
     let (possible, summary, loss, would) = match (scenario, &status.postgres) {
-        (Scenario::PostgresPrimary, None) => {
+        (Scenario::PostgresPrimary | Scenario::PostgresRestore, None) => {
             let summary =
                 "this deployment runs no PostgreSQL of its own, so there is no primary to replace"
                     .to_owned();
             (false, summary, "nothing".to_owned(), Vec::new())
         }
         (Scenario::PostgresPrimary, Some(postgres)) => database(postgres, plan),
+        (Scenario::PostgresRestore, Some(postgres)) => restore(postgres, plan),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
             (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
@@ -98,6 +99,8 @@ fn database(postgres: &Postgres, plan: &Plan) -> Parts {
         let summary = "nobody reigns: a recovery is under way, or was refused; see resurgam incident list --open";
         return (false, summary.to_owned(), "not known".to_owned(), Vec::new());
     };
+    let objective = plan.objectives(Scenario::PostgresPrimary).rpo;
+    let vaults = !plan.backup.vaults.is_empty();
     let state = |name: &resurgam_model::ComponentName| {
         let instance = postgres.instances.iter().find(|instance| instance.name == *name);
         instance.and_then(|instance| instance.observed.as_ref()).map(|seen| &seen.state)
@@ -121,22 +124,33 @@ fn database(postgres: &Postgres, plan: &Plan) -> Parts {
     });
     let Some(best) = standbys.first() else {
         let summary = format!(
-            "{primary} has no standby that could take over; it can only be started again with its own data"
+            "{primary} has no standby that could take over; it can only be started again with its own data{}",
+            if vaults { ", or with a backup and the log after it when these are gone" } else { "" }
         );
         let would = vec![
             finds(works, primary.as_str()),
             "keep what the keepers said last, and the last lines of its log".to_owned(),
             format!("take the reign from {primary} and prove that it accepts no write"),
-            format!(
-                "choose {primary} itself, when its data is there; else refuse: only a backup helps then"
-            ),
+            match vaults {
+                true => format!(
+                    "choose {primary} itself, when its data is there; else the newest backup with the log after it, or ask a person if more than {objective} would be lost"
+                ),
+                false => format!(
+                    "choose {primary} itself, when its data is there; else refuse: only a backup helps then, and the plan has no vault"
+                ),
+            },
+            format!("nothing, when {primary} has its data; else restore them from a vault"),
             format!("start {primary} in a new epoch"),
             format!("lead the service at {} to it again", postgres.service),
             "write a row, read it back, and ask the platform for its readiness".to_owned(),
             "nothing: it reigns again itself".to_owned(),
             "nothing: there is no standby".to_owned(),
         ];
-        return (true, summary, "nothing, if its data is there".to_owned(), would);
+        let loss = match vaults {
+            true => "nothing, if its data is there; else what has not reached a vault yet",
+            false => "nothing, if its data is there; else everything",
+        };
+        return (true, summary, loss.to_owned(), would);
     };
     let complete = postgres.complete.is_some();
     let loss = if complete {
@@ -151,7 +165,6 @@ fn database(postgres: &Postgres, plan: &Plan) -> Parts {
             }
         }
     };
-    let objective = plan.objectives(Scenario::PostgresPrimary).rpo;
     let choose = if complete {
         format!("choose {}, which has every acknowledged write", best.name)
     } else {
@@ -174,11 +187,51 @@ fn database(postgres: &Postgres, plan: &Plan) -> Parts {
             postgres.epoch
         ),
         choose,
+        format!("nothing: {} has the data", best.name),
         format!("give the reign to {}", best.name),
         format!("lead the service at {} to {}", postgres.service, best.address),
         "write a row, read it back, and ask the platform for its readiness".to_owned(),
         format!("make {primary} a standby of {}, by pg_rewind or a base backup", best.name),
         format!("wait until all of {} instances replicate {mode}", postgres.instances.len()),
+    ];
+    (true, summary, loss, would)
+}
+
+/// The loss of the database with its data, or the order to take it from a vault.
+fn restore(postgres: &Postgres, plan: &Plan) -> Parts {
+    let loss = "what has not reached a vault yet".to_owned();
+    let Some(name) = postgres.primary.as_ref().or(postgres.instances.first().map(|i| &i.name))
+    else {
+        return (false, "there is no instance".to_owned(), loss, Vec::new());
+    };
+    if plan.backup.vaults.is_empty() {
+        let summary = "the plan has no vault to restore from; add one under [[backup.vaults]]";
+        return (false, summary.to_owned(), loss, Vec::new());
+    }
+    let works = postgres.instances.iter().any(|instance| {
+        let state = instance.observed.as_ref().map(|seen| &seen.state);
+        instance.name == *name && matches!(state, Some(ServerState::Primary(_)))
+    });
+    let objective = plan.objectives(Scenario::PostgresRestore).rpo;
+    let summary = match works {
+        true => format!(
+            "{name} works, so this would end at its first step as a false alarm; to go back in time: end resurgam up, then resurgam restore"
+        ),
+        false => format!("{name} gets the newest backup, and the log after it to its end"),
+    };
+    let would = vec![
+        finds(works, name.as_str()),
+        "keep what the keepers said last, and the last lines of its log".to_owned(),
+        format!("take the reign from {name} and prove that it accepts no write"),
+        format!(
+            "choose the newest backup with the log after it; ask a person if more than {objective} would be lost"
+        ),
+        format!("restore it beside {name}, check it, replay the log, and move what is there aside"),
+        format!("start {name} in a new epoch"),
+        format!("lead the service at {} to it again", postgres.service),
+        "write a row, read it back, and ask the platform for its readiness".to_owned(),
+        "nothing: it reigns itself".to_owned(),
+        format!("wait until all of {} instances replicate", postgres.instances.len()),
     ];
     (true, summary, loss, would)
 }
@@ -247,6 +300,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
             ComponentKind::Worker,
         ],
         Scenario::PostgresPrimary
+        | Scenario::PostgresRestore
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -17,6 +17,7 @@ use crate::controller::Controller;
 use crate::health::Readiness;
 use crate::journal::Incident;
 use crate::postgres::Authority;
+use crate::restorer::LogStanding;
 
 /// Everything at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct Status {
     /// How the buses are, as the API said last; none while it says nothing.
     #[serde(default)]
     pub bus: Option<BusStatus>,
+    /// How the log of the owned PostgreSQL stands in each vault to which it goes.
+    #[serde(default)]
+    pub log: Vec<LogStanding>,
     /// The open incidents.
     pub incidents: Vec<Incident>,
 }
@@ -167,6 +171,7 @@ impl Controller {
                 .as_ref()
                 .map(|(a, _, service)| postgres_status(a, *service)),
             bus: self.buses(),
+            log: self.parts.restorer.as_ref().map(|vaults| vaults.log()).unwrap_or_default(),
             incidents,
         })
     }

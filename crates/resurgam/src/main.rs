@@ -9,6 +9,7 @@ mod failure;
 mod junit;
 mod output;
 mod plan;
+mod restorer;
 mod shutdown;
 mod telemetry;
 

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 const DEFAULT: &str = "resurgam.toml";
 
 /// The plan in force and the folder from which its relative paths start.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     pub(crate) effective: EffectivePlan,
     pub(crate) file: Option<PathBuf>,

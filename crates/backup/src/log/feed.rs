@@ -31,8 +31,8 @@ pub(super) enum Job {
     History(u32, Vec<u8>),
     /// Store a whole segment of the spool. `gap` says that it is not the one that comes next.
     Whole { segment: Segment, gap: bool },
-    /// Store what is new of the segment that is being written.
-    Piece { segment: Segment, from: u64, bytes: Vec<u8>, gap: bool },
+    /// Store what is new of the segment that is being written. With it the vault is whole as of then.
+    Piece { segment: Segment, from: u64, bytes: Vec<u8>, gap: bool, as_of: Option<AsOf> },
     /// The vault has everything. It was so at that time.
     Nothing(Option<AsOf>),
 }
@@ -226,15 +226,17 @@ impl Feed {
         let from = contents.reaches(segment);
         let bytes = state.current.as_ref().map_or(&[][..], |(_, bytes)| bytes);
         let new = bytes.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
-        if !new.is_empty() {
-            return Job::Piece { segment, from, bytes: new.to_vec(), gap };
-        }
-        let as_of = state.whole_at.filter(|_| bytes.len() as u64 >= from).map(|at| AsOf {
+        // All that the server had flushed at that time is here, so it will be there.
+        let here = bytes.len() as u64;
+        let as_of = state.whole_at.filter(|_| here >= from).map(|at| AsOf {
             at,
-            end: Lsn(self.size.start(segment.number).0 + from),
+            end: Lsn(self.size.start(segment.number).0 + here),
             timeline: segment.timeline,
             segment_bytes: self.size.bytes(),
         });
+        if !new.is_empty() {
+            return Job::Piece { segment, from, bytes: new.to_vec(), gap, as_of };
+        }
         Job::Nothing(as_of)
     }
 

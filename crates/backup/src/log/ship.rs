@@ -18,7 +18,7 @@ use super::contents::Contents;
 use super::feed::{Feed, Job, MOST};
 use super::replication::{Event, Replication, StreamError};
 use super::segment::{Lineage, Size};
-use super::store::AsOf;
+use super::store::{AsOf, LogStore};
 use crate::vault::Vault;
 use crate::{Error, Result};
 
@@ -30,6 +30,8 @@ const ASK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(10);
 /// So often it is written down that all is well while nothing is written.
 const IDLE: Duration = Duration::from_secs(30);
+/// A vault that cannot be used is looked for so often at least: people wait until it is there.
+const VAULT_LATE: Duration = Duration::from_secs(2);
 /// So long the log waits for the vaults to say what they have, before it begins to come.
 const VAULTS: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,8 @@ pub struct Source {
 pub struct Standing {
     /// Up to when it is whole there; none while that is not known.
     pub as_of: Option<AsOf>,
+    /// Something was received that is not there yet.
+    pub waiting: bool,
     /// Why it does not go on.
     pub error: Option<String>,
 }
@@ -67,6 +71,7 @@ pub struct Standings {
     each: Mutex<BTreeMap<String, Standing>>,
     /// Rung when a vault's log has a gap, so that it needs another base backup.
     pub gap: Notify,
+    hurry: Notify,
 }
 
 impl Standings {
@@ -74,6 +79,11 @@ impl Standings {
     #[must_use]
     pub fn all(&self) -> BTreeMap<String, Standing> {
         self.each.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// What was received is wanted in the vaults now, and not only when its time has come.
+    pub fn hurry(&self) {
+        self.hurry.notify_waiters();
     }
 
     fn with(&self, vault: &str, change: impl FnOnce(&mut Standing)) {
@@ -291,7 +301,7 @@ impl Shipper<'_> {
                 pause = SOON;
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LATE);
+            pause = (pause * 2).min(VAULT_LATE);
         }
     }
 
@@ -308,7 +318,10 @@ impl Shipper<'_> {
         let mut has_gap = false;
         self.tell(&contents)?;
         loop {
-            match self.feed.job(&contents) {
+            let job = self.feed.job(&contents);
+            let waiting = !matches!(job, Job::Nothing(_));
+            self.standings.with(self.name, |standing| standing.waiting = waiting);
+            match job {
                 Job::History(timeline, history) => {
                     let store = store.clone();
                     blocking(move || store.put_history(timeline, &history)).await?;
@@ -328,36 +341,49 @@ impl Shipper<'_> {
                     has_gap = false;
                     self.tell(&contents)?;
                 }
-                Job::Piece { segment, from, bytes, gap } => {
+                Job::Piece { segment, from, bytes, gap, as_of } => {
                     self.note(gap, &mut has_gap);
                     let due = piece_at.map(|at| at + self.every);
                     if let Some(wait) = due.and_then(|at| at.checked_duration_since(Instant::now()))
                     {
                         // Meanwhile more may come, or the whole segment.
-                        tokio::time::sleep(wait).await;
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => {}
+                            () = self.standings.hurry.notified() => {}
+                        }
                         piece_at = None;
                         continue;
                     }
                     piece_at = Some(Instant::now());
-                    let (store, to) = (store.clone(), from + bytes.len() as u64);
-                    blocking(move || store.put_piece(segment, from, &bytes)).await?;
+                    let (into, to) = (store.clone(), from + bytes.len() as u64);
+                    blocking(move || into.put_piece(segment, from, &bytes)).await?;
                     contents.pieces.entry(segment).or_default().insert(from, to);
-                    told = None;
+                    self.whole(&store, as_of, &mut None).await?;
                 }
                 Job::Nothing(as_of) => {
-                    if let Some(as_of) = as_of {
-                        self.standings.with(self.name, |standing| standing.as_of = Some(as_of));
-                        self.standings.well(self.name);
-                        if told.is_none_or(|told| told.elapsed() >= IDLE) {
-                            told = Some(Instant::now());
-                            let store = store.clone();
-                            blocking(move || store.put_as_of(&as_of)).await?;
-                        }
-                    }
+                    self.whole(&store, as_of, &mut told).await?;
                     let _ = tokio::time::timeout(ASK, news.changed()).await;
                 }
             }
         }
+    }
+
+    /// Makes known up to when the log is whole, and writes it down if that was not done lately.
+    async fn whole(
+        &self,
+        store: &LogStore,
+        as_of: Option<AsOf>,
+        told: &mut Option<Instant>,
+    ) -> Result<()> {
+        let Some(as_of) = as_of else { return Ok(()) };
+        self.standings.with(self.name, |standing| standing.as_of = Some(as_of));
+        self.standings.well(self.name);
+        if told.is_none_or(|told| told.elapsed() >= IDLE) {
+            *told = Some(Instant::now());
+            let store = store.clone();
+            blocking(move || store.put_as_of(&as_of)).await?;
+        }
+        Ok(())
     }
 
     fn note(&self, gap: bool, has_gap: &mut bool) {

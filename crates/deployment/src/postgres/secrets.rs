@@ -18,7 +18,7 @@ pub const REPLICATOR: &str = "replicator";
 pub const PROBER: &str = "resurgam_probe";
 
 /// The passwords. Their debug output shows none.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Secrets {
     /// Of [`SUPERUSER`].

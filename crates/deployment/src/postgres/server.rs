@@ -20,6 +20,10 @@ use super::sql::{Attempt, Session, identifier, literal};
 use super::wire::{PrimaryState, SeenStandby, ServerState, StandbyState, Upstream};
 use crate::{Error, Result};
 
+/// Who else streams from a primary: base backups, which are no standbys yet or never will be, and
+/// who reads the log for a vault.
+const NO_STANDBYS: [&str; 3] = ["pg_basebackup", "resurgam_backup", "resurgam_log"];
+
 /// How long an orderly end may take.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -449,8 +453,7 @@ async fn look(session: &Session, reign: Option<Epoch>, furnished: bool) -> Resul
         .await?;
     let standbys = standbys
         .iter()
-        // A base backup also shows up here; it is no standby yet.
-        .filter(|row| row.get::<_, String>(0) != "pg_basebackup")
+        .filter(|row| !NO_STANDBYS.contains(&row.get(0)))
         .map(|row| {
             Ok(SeenStandby {
                 name: row.get(0),

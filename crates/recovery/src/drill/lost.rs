@@ -1,17 +1,29 @@
-//! The loss of everything: only plan, vault and key are left, and nobody who could recover by
-//! itself. The drill does what a person would do, by the same commands.
+//! The loss of data.
+//!
+//! Of everything: only plan, vault and key are left, and nobody who could recover by itself. The drill
+//! does what a person would do, by the same commands. Or of the database alone, with all its standbys:
+//! then the controller restores it by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use resurgam_model::Timestamp;
+use resurgam_model::plan::StoreKind;
 use resurgam_model::report::{StepReport, StepStatus};
+use resurgam_model::{Scenario, Timestamp};
 
+use super::FaultKind;
+use super::fault::{Process, strike, working_in};
 use super::run::{Drill, Struck};
 use crate::runbook::{Danger, Outline};
+use crate::status::Status;
 use crate::{Error, Result};
 
 /// So long the load goes on after the backup, so that there is something to lose.
 const AFTER_BACKUP: Duration = Duration::from_secs(2);
+
+/// So long the log may take to reach the vault for the first time.
+const SHIPPED: Duration = Duration::from_secs(60);
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What there is to do, for people.
 pub static OUTLINE: [Outline; 5] = [
@@ -77,8 +89,41 @@ pub static OUTLINE: [Outline; 5] = [
 ];
 
 impl Drill<'_> {
-    /// Takes a backup, loses everything some time later, and restores.
-    pub(super) async fn full_cluster(&mut self) -> Result<Struck> {
+    /// Takes a backup, and some time later kills every instance of PostgreSQL and takes its data away.
+    pub(super) async fn postgres_restore(&mut self, status: &Status) -> Result<Struck> {
+        self.back_up().await?;
+        let postgres = status.postgres.as_ref().ok_or_else(|| {
+            Error::Drill("this deployment runs no PostgreSQL of its own".to_owned())
+        })?;
+        let mut victims = Vec::new();
+        let mut folders = Vec::new();
+        for instance in &postgres.instances {
+            let keeper = status.components.iter().find(|h| h.component.name == instance.name);
+            // The keepers first: they must not see what happens to their servers.
+            let keeper = keeper.and_then(|health| Process::find(health.component.pid?));
+            victims.splice(0..0, keeper);
+            let data =
+                self.subject.state_dir().join("postgres").join(instance.name.as_str()).join("data");
+            victims.extend(working_in(&data));
+            folders.push(data);
+        }
+        self.say(&format!("killing {} instances, and taking their data away", folders.len()));
+        let since = Timestamp::now();
+        strike(&victims, FaultKind::Freeze).await?;
+        let stamp = since.strftime("%Y%m%dT%H%M%SZ");
+        for data in folders {
+            // Beside it, not removed: a drill in somebody's own deployment destroys nothing.
+            let lost = data.with_file_name(format!("data.lost-in-drill-{stamp}"));
+            std::fs::rename(&data, lost).map_err(Error::path("cannot move", data))?;
+        }
+        strike(&victims, FaultKind::Kill).await?;
+        let at = Timestamp::now();
+        let incident = self.recovery(Scenario::PostgresPrimary, since).await?;
+        Ok(Struck { at, incident, ..Struck::default() })
+    }
+
+    /// Takes a backup, and lets the load go on for a while.
+    async fn back_up(&self) -> Result<()> {
         if self.subject.plan().backup.vaults.is_empty() {
             return Err(Error::Drill(
                 "the plan has no vault to restore from; add one under [[backup.vaults]]".to_owned(),
@@ -86,8 +131,42 @@ impl Drill<'_> {
         }
         self.say("taking a backup");
         self.subject.command(&["vault", "init"]).await?;
+        // The log before the backup, which is of use only with all the log after it.
+        self.log_is_shipped().await?;
         self.subject.command(&["backup", "run"]).await?;
+        self.log_is_shipped().await?;
         tokio::time::sleep(AFTER_BACKUP).await;
+        Ok(())
+    }
+
+    /// Where the log of the database goes to the vaults, waits until it has come as far as the backup:
+    /// the vault may have been made just now, and what is drilled is how things usually are.
+    async fn log_is_shipped(&self) -> Result<()> {
+        let plan = self.subject.plan();
+        if !plan.backup.continuous || plan.store.kind != StoreKind::Postgres {
+            return Ok(());
+        }
+        let begun = Timestamp::now();
+        let deadline = Instant::now() + SHIPPED;
+        loop {
+            let log = self.subject.status().await.map(|status| status.log).unwrap_or_default();
+            if !log.is_empty() && log.iter().all(|log| log.until.is_some_and(|at| at > begun)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let why = log.into_iter().filter_map(|log| log.error).collect::<Vec<_>>();
+                return Err(Error::Timeout(format!(
+                    "the log of the database does not reach the vault: {}",
+                    why.join("; ")
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Takes a backup, loses everything some time later, and restores.
+    pub(super) async fn full_cluster(&mut self) -> Result<Struck> {
+        self.back_up().await?;
         self.say("killing every process, and taking all data away");
         self.subject.kill_all().await?;
         let at = Timestamp::now();

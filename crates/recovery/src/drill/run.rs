@@ -84,6 +84,7 @@ impl Drill<'_> {
         self.warm_up(from).await?;
         let struck = match scenario {
             Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
+            Scenario::PostgresRestore => self.postgres_restore(&status).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
             Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
@@ -304,7 +305,7 @@ impl Drill<'_> {
     }
 
     /// Waits for the incident and its end.
-    async fn recovery(
+    pub(super) async fn recovery(
         &self,
         scenario: Scenario,
         since: Timestamp,
@@ -361,7 +362,8 @@ impl Drill<'_> {
         let ledger = self.load.ledger();
         let until = Timestamp::now();
         // What went back in time is not to be waited for so long.
-        let patience = if scenario == Scenario::FullCluster { SETTLING } else { LOAD_PATIENCE };
+        let goes_back = matches!(scenario, Scenario::FullCluster | Scenario::PostgresRestore);
+        let patience = if goes_back { SETTLING } else { LOAD_PATIENCE };
         let deadline = Instant::now() + patience;
         // All that was acknowledged up to here must take effect.
         let open_until = |balance: &super::ledger::Balance| {
@@ -374,7 +376,7 @@ impl Drill<'_> {
             balance = ledger.balance(from);
         }
         let mut lost = open_until(&balance);
-        if scenario == Scenario::FullCluster {
+        if goes_back {
             // Also what was done already is lost when nobody remembers it.
             lost.extend(self.forgotten(ledger.acknowledged_within(from, struck.at)).await?);
             lost.sort();
@@ -390,7 +392,7 @@ impl Drill<'_> {
         let restored = incident.and_then(|incident| incident.restored_at);
         let back = match scenario {
             // Writes are what was lost, so the first one that is acknowledged ends the outage.
-            Scenario::PostgresPrimary | Scenario::Api => first_write,
+            Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::Api => first_write,
             // Writes went on all the time, or are not all: the verified end of the step counts.
             Scenario::AgentRegistry
             | Scenario::WorkerPool
@@ -411,9 +413,9 @@ impl Drill<'_> {
         let state = incident.map(|incident| incident.state);
         let met = rto.met && rpo.met && (lost.is_empty() || objectives.rpo.0 > Duration::ZERO);
         // To go back in time is to do again what was done since.
-        let repeats = scenario == Scenario::FullCluster;
-        let sound =
-            (balance.duplicated == 0 || repeats) && balance.wrong.is_empty() && !struck.split_brain;
+        let sound = (balance.duplicated == 0 || goes_back)
+            && balance.wrong.is_empty()
+            && !struck.split_brain;
         let result = match state {
             None if struck.back.is_some() && met && sound => DrillResult::Recovered,
             Some(IncidentState::Refused) => DrillResult::Refused,

@@ -14,6 +14,7 @@ use super::diagnosis::{KeeperSign, Signs, SqlSign, StandbySign};
 use super::probe::Beat;
 use crate::health::Readiness;
 use crate::journal::Journal;
+use crate::restorer::SharedRestorer;
 
 /// A standby that hears nothing for longer receives nothing. The probe writes several times a
 /// second, so there is always something to hear.
@@ -40,6 +41,10 @@ pub struct Database {
     pub objectives: Objectives,
     /// Whether the plan wants commits to wait for a standby.
     pub synchronous: bool,
+    /// What brings data back that nobody has any more, if anything does.
+    pub restorer: Option<SharedRestorer>,
+    /// A person wants what is in the vault, and not the data that is there.
+    pub from_vault: bool,
 }
 
 impl Database {

@@ -6,14 +6,15 @@ pub(super) const CONFIRM: usize = 0;
 pub(super) const EVIDENCE: usize = 1;
 pub(super) const FENCE: usize = 2;
 pub(super) const CHOOSE: usize = 3;
-pub(super) const PROMOTE: usize = 4;
-pub(super) const REROUTE: usize = 5;
-pub(super) const VERIFY: usize = 6;
-pub(super) const REBUILD: usize = 7;
-pub(super) const REDUNDANCY: usize = 8;
+pub(super) const RESTORE: usize = 4;
+pub(super) const PROMOTE: usize = 5;
+pub(super) const REROUTE: usize = 6;
+pub(super) const VERIFY: usize = 7;
+pub(super) const REBUILD: usize = 8;
+pub(super) const REDUNDANCY: usize = 9;
 
 /// In order.
-pub static OUTLINE: [Outline; 9] = [
+pub static OUTLINE: [Outline; 10] = [
     Outline {
         name: "confirm",
         danger: Danger::Looks,
@@ -55,11 +56,28 @@ pub static OUTLINE: [Outline; 9] = [
     Outline {
         name: "choose",
         danger: Danger::Looks,
-        does: "Chooses the most advanced standby among those that are known to have followed this primary, and says what would be lost, in time and bytes of log. More than the objective allows is asked of a person.",
+        does: "Chooses the most advanced standby among those that are known to have followed this primary, and says what would be lost, in time and bytes of log. Where nobody has the data any more, the last backup and the log after it are chosen. More than the objective allows is asked of a person.",
         verified: "The choice and the expected loss are in the journal.",
         by_hand: &[
             "# The greatest position on the greatest timeline wins:",
             "psql --host EACH_STANDBY --username postgres --command \"SELECT received_tli, pg_last_wal_receive_lsn() FROM pg_stat_wal_receiver\"",
+        ],
+    },
+    Outline {
+        name: "restore",
+        danger: Danger::Dangerous,
+        does: "Where nobody has the data any more: restores the last backup beside it, has PostgreSQL check it, replays the log to its end, and puts it in its place. What is there is moved aside, never removed. Otherwise nothing.",
+        verified: "The replay came to its end, and the position and the last transaction in it are in the journal.",
+        by_hand: &[
+            "resurgam backup list && resurgam backup log",
+            "# Without this program, as the user postgres. The key to the log lies in the vault too:",
+            "restic --repo VAULT --password-file PASSWORD restore latest --tag complete --target restored",
+            "restic --repo VAULT --password-file PASSWORD dump --path /log.key latest /log.key > log.key",
+            "mkdir log && for f in VAULT/log/DEPLOYMENT/SYSTEM/*.zst.age; do age --decrypt --identity log.key \"$f\" | zstd --decompress > log/\"$(basename \"$f\" .zst.age)\"; done",
+            "# Pieces (SEGMENT.FROM-TO) are to be put together: cat log/SEGMENT.* > log/SEGMENT; truncate --size 16M log/SEGMENT",
+            "mv DATA_OF_THE_PRIMARY data.lost && cp --archive restored/recovery-point/database/data DATA_OF_THE_PRIMARY",
+            "rm --force DATA_OF_THE_PRIMARY/standby.signal && touch DATA_OF_THE_PRIMARY/recovery.signal",
+            "postgres -D DATA_OF_THE_PRIMARY -c \"restore_command=cp $PWD/log/%f %p\" -c recovery_target_action=promote",
         ],
     },
     Outline {

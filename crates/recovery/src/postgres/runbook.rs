@@ -1,6 +1,6 @@
 //! The runbook for the loss of the primary.
 //!
-//! confirm → evidence → fence → choose → promote → reroute → verify → rebuild → redundancy
+//! confirm → evidence → fence → choose → restore → promote → reroute → verify → rebuild → redundancy
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Timestamp};
 use serde_json::json;
 
-use super::authority::View;
+use super::authority::{Seen, View};
 use super::choose::{Candidate, Choice, choose};
 use super::database::{Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
 use super::fencing::{Proof, prove};
 use super::outline::{self, OUTLINE};
 use crate::journal::StepRecord;
+use crate::restorer::Offer;
 use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 
 /// The service by which clients reach whoever reigns.
@@ -32,6 +33,7 @@ pub fn steps(database: &Database) -> Vec<Box<dyn Step>> {
         Box::new(Evidence(database())),
         Box::new(Fence(database())),
         Box::new(Choose(database())),
+        Box::new(Restore(database())),
         Box::new(Promote(database())),
         Box::new(Reroute(database())),
         Box::new(Verify(database())),
@@ -191,7 +193,56 @@ impl Step for Fence {
 /// Chooses the most advanced standby, and says what would be lost.
 struct Choose(Database);
 
+/// Every instance says that it has no data.
+fn nobody_has_data(view: &View) -> bool {
+    let absent = |seen: &Seen| {
+        seen.at.elapsed() < FRESH && seen.renewal.observed.state == ServerState::Absent
+    };
+    view.seen.len() == view.members && view.seen.values().all(absent)
+}
+
 impl Choose {
+    /// What the vaults have, if that is not too old.
+    async fn take_from_vault(
+        &self,
+        so_far: &SoFar<'_>,
+        former: &ComponentName,
+        why: &str,
+    ) -> Result<Done, Stop> {
+        let Some(restorer) = &self.0.restorer else {
+            return Err(Stop::Refuse(format!(
+                "{why}, and the plan has no vault to restore from; bring an instance back and start the recovery again"
+            )));
+        };
+        let offer = restorer.best().await.map_err(|why_not| {
+            Stop::Refuse(format!(
+                "{why}, and nothing can be restored: {why_not}; bring an instance or a vault back and start the recovery again"
+            ))
+        })?;
+        let loss = so_far.incident.first_sign.duration_since(offer.until);
+        let loss = Duration::try_from(loss).unwrap_or_default();
+        let rpo = self.0.objectives.rpo;
+        // In whole seconds, so that it stays the same for as long as the matter does.
+        let question = format!(
+            "{why}; there is {}, but up to {} s of acknowledged writes would be lost, and the objective allows {rpo}. Shall it be restored all the same?",
+            offer.what,
+            loss.as_millis().div_ceil(1000)
+        );
+        if loss > rpo.0 && !so_far.agreed.contains(&question) {
+            return Err(Stop::Ask(question));
+        }
+        let allowed = match loss > rpo.0 {
+            true => "as people have agreed".to_owned(),
+            false => format!("which the objective of {rpo} allows"),
+        };
+        let detail = format!(
+            "{why}: {former} gets {}; up to {} ms may be missing, {allowed}",
+            offer.what,
+            loss.as_millis()
+        );
+        Ok(Done::now(detail).with(json!({ "chosen": former, "restore": offer })))
+    }
+
     fn candidates(view: &View) -> Vec<Candidate> {
         view.seen
             .iter()
@@ -219,12 +270,15 @@ impl Step for Choose {
     }
 
     fn timeout(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_secs(120)
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
         let former = name_in(so_far, "confirm", "former")?;
+        if database.from_vault && database.authority.view().state.primary.is_none() {
+            return self.take_from_vault(so_far, &former, "a person has ordered it").await;
+        }
         let started = Instant::now();
         // Up to the first sign the primary may have acknowledged writes.
         let age = Timestamp::now().duration_since(so_far.incident.first_sign);
@@ -262,7 +316,8 @@ impl Step for Choose {
                     };
                     return Some(Ok((choice, false)));
                 }
-                (started.elapsed() > Duration::from_secs(30)).then_some(Err(best))
+                let nothing = best.is_none() && nobody_has_data(view);
+                (nothing || started.elapsed() > Duration::from_secs(30)).then_some(Err(best))
             })
             .await;
         match choice {
@@ -281,8 +336,12 @@ impl Step for Choose {
                 Ok(Done::now(format!("{}, {how}: {loss}", choice.name))
                     .with(json!({ "chosen": choice.name, "loss_ms": choice.loss_ms, "loss_bytes": choice.loss_bytes })))
             }
+            Err(None) if nobody_has_data(&database.authority.view()) => {
+                self.take_from_vault(so_far, &former, "nobody has its data any more").await
+            }
+            // Whoever cannot be asked may have everything.
             Err(None) => Err(Stop::Refuse(
-                "no standby can be reached, and the former primary has no usable data; restore from a backup, or bring an instance back and start the recovery again".to_owned(),
+                "no standby can be reached, and the former primary has no usable data; bring an instance back, or restore what is in the vault with: resurgam recover postgres-restore".to_owned(),
             )),
             Err(Some(choice)) => {
                 let question = question(&choice, rpo);
@@ -307,6 +366,47 @@ fn question(choice: &Choice, rpo: resurgam_model::Duration) -> String {
         "{} is the best, but {time} would be lost{bytes}, and the objective allows {rpo}. Shall it reign all the same?",
         choice.name
     )
+}
+
+/// Brings back from a vault what nobody has any more.
+struct Restore(Database);
+
+#[async_trait]
+impl Step for Restore {
+    fn outline(&self) -> &'static Outline {
+        &OUTLINE[outline::RESTORE]
+    }
+
+    fn timeout(&self) -> Duration {
+        // A large database takes its time.
+        Duration::from_secs(12 * 3600)
+    }
+
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        let database = &self.0;
+        let chosen = name_in(so_far, "choose", "chosen")?;
+        let offer = so_far.output("choose").and_then(|output| output.get("restore"));
+        let Some(offer) = offer else {
+            return Ok(Done::skipped(format!("{chosen} has the data")));
+        };
+        let offer: Offer = serde_json::from_value(offer.clone())?;
+        let Some(restorer) = &database.restorer else {
+            return Err(Stop::Refuse("the plan has no vault any more".to_owned()));
+        };
+        // Whoever reigns has data that must not be touched; and what is to be replaced must rest.
+        let at_rest = database
+            .until(|view| match (&view.state.primary, view.server(&chosen)) {
+                (Some(primary), _) => Some(Err(primary.clone())),
+                (None, Some(ServerState::Absent | ServerState::Stopped)) => Some(Ok(())),
+                (None, _) => None,
+            })
+            .await;
+        if let Err(primary) = at_rest {
+            return Ok(Done::skipped(format!("{primary} reigns")));
+        }
+        let did = restorer.restore(&offer, &chosen, so_far.incident.id).await;
+        did.map(Done::now).map_err(Stop::Retry)
+    }
 }
 
 /// Gives the reign to the chosen one.

@@ -63,6 +63,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
             &EVERYTHING,
         ),
         Scenario::PostgresPrimary
+        | Scenario::PostgresRestore
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -89,8 +89,9 @@ pub(crate) fn audit(
         .filter(|scenario| {
             let database = plan.store.kind == StoreKind::Postgres;
             let has_bus = |bus| plan.bus.order.contains(&bus);
-            (*scenario != Scenario::PostgresPrimary || database)
-                && bus_of(*scenario).is_none_or(has_bus)
+            let of_database =
+                matches!(scenario, Scenario::PostgresPrimary | Scenario::PostgresRestore);
+            (!of_database || database) && bus_of(*scenario).is_none_or(has_bus)
         })
         .map(|scenario| reach(plan, scenario, gap, drills))
         .collect();
@@ -140,7 +141,7 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
         Scenario::FullCluster if plan.store.kind == StoreKind::External => {
             (None, "the database is run by somebody else, and not backed up from here".to_owned())
         }
-        Scenario::FullCluster => of_backups(),
+        Scenario::FullCluster | Scenario::PostgresRestore => of_backups(),
         Scenario::PostgresPrimary if plan.postgres.standbys == 0 => {
             let (reach, because) = of_backups();
             (reach, format!("there is no standby; {because}"))

@@ -241,7 +241,9 @@ impl Ground {
                 "a drill's load needs workers with the built-in sha256; drill without --plan, or with a plan that has them",
             ));
         }
-        if scenario == Scenario::PostgresPrimary && plan.store.kind != StoreKind::Postgres {
+        if matches!(scenario, Scenario::PostgresPrimary | Scenario::PostgresRestore)
+            && plan.store.kind != StoreKind::Postgres
+        {
             return Err(Failure::usage(format!(
                 "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
                 file.display()
@@ -249,7 +251,8 @@ impl Ground {
         }
         fits_brokers(&plan, scenario)?;
         let state_dir = loaded.state_dir();
-        if scenario == Scenario::FullCluster && plan.backup.vaults.is_empty() {
+        let restores = matches!(scenario, Scenario::FullCluster | Scenario::PostgresRestore);
+        if restores && plan.backup.vaults.is_empty() {
             return Err(Failure::usage(format!(
                 "the plan {} has no vault; {scenario} restores from one, so add it under [[backup.vaults]]",
                 file.display()
@@ -350,10 +353,12 @@ fn temporary_brokers(scenario: Scenario) -> Result<&'static str, Failure> {
 
 fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failure> {
     let postgres = match (args.store.as_deref(), scenario) {
-        (Some("sqlite"), Scenario::PostgresPrimary) => {
+        (Some("sqlite"), Scenario::PostgresPrimary | Scenario::PostgresRestore) => {
             return Err(Failure::usage(format!("{scenario} needs --store postgres")));
         }
-        (store, Scenario::PostgresPrimary) => store.is_none_or(|store| store == "postgres"),
+        (store, Scenario::PostgresPrimary | Scenario::PostgresRestore) => {
+            store.is_none_or(|store| store == "postgres")
+        }
         (store, _) => store == Some("postgres"),
     };
     if args.asynchronous && !postgres {
@@ -365,8 +370,9 @@ fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failur
     }
     let store = if postgres { "postgres" } else { "sqlite" };
     Ok(format!(
-        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n{}",
+        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n{}\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n{}",
         !args.asynchronous,
+        if scenario == Scenario::PostgresRestore { "standbys = 0\n" } else { "" },
         temporary_brokers(scenario)?
     ))
 }
@@ -412,7 +418,7 @@ fn list(json: bool) -> Result<u8, Failure> {
 
 fn stores(scenario: Scenario) -> &'static [&'static str] {
     match scenario {
-        Scenario::PostgresPrimary => &["postgres"],
+        Scenario::PostgresPrimary | Scenario::PostgresRestore => &["postgres"],
         _ => &["sqlite", "postgres"],
     }
 }

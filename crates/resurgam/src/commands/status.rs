@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use resurgam_deployment::postgres::wire::ServerState;
+use resurgam_model::Timestamp;
 use resurgam_model::bus::Circuit;
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::status::{Instance, Postgres, Status};
 
+use super::backup::age;
 use super::bus;
 use crate::cli::StatusArgs;
 use crate::failure::{Failure, code};
@@ -69,6 +71,15 @@ fn print(status: &Status) {
     }
     if let Some(postgres) = &status.postgres {
         print_postgres(postgres);
+    }
+    let now = Timestamp::now();
+    for log in &status.log {
+        let until = log.until.map_or_else(
+            || "not known to be whole".to_owned(),
+            |until| format!("whole up to {} ago", age(now, until)),
+        );
+        let error = log.error.as_ref().map_or(String::new(), |error| format!("; {error}"));
+        output::data(&format!("log of the database in the vault {}: {until}{error}", log.vault));
     }
     if let Some(bus) = &status.bus {
         output::data(&format!("{}; {}", bus::way(bus), bus::waiting(bus)));

@@ -21,6 +21,7 @@ use resurgam_recovery::controller::{Controller, Parts};
 use resurgam_recovery::drill::subject::{ADDRESS_FILE, Address};
 use resurgam_recovery::journal::Journal;
 use resurgam_recovery::postgres::{Authority, SERVICE};
+use resurgam_recovery::restorer::SharedRestorer;
 use resurgam_recovery::runbook::faults::{self, Fault};
 use resurgam_recovery::scaling::POOL;
 use resurgam_recovery::server;
@@ -34,6 +35,7 @@ use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
 use crate::output;
 use crate::plan::Loaded;
+use crate::restorer::FromVaults;
 use crate::shutdown;
 use crate::{backups, brokers};
 
@@ -74,7 +76,12 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         }
         return Err(failure);
     }
-    let controller = up.controller(journal.clone(), fault, after_crash)?;
+    let standings = Arc::new(Standings::default());
+    let restorer = (!up.plan.backup.vaults.is_empty()).then(|| {
+        let (loaded, standings) = (loaded.clone(), Arc::clone(&standings));
+        Arc::new(FromVaults { loaded, standings }) as SharedRestorer
+    });
+    let controller = up.controller(journal.clone(), restorer, fault, after_crash)?;
     let address = Address {
         pid: std::process::id(),
         url: up.controller_url.clone(),
@@ -90,7 +97,6 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         up.state.display()
     ));
 
-    let standings = Standings::default();
     let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?, &standings);
     let shipping = backups::ship_log(&loaded, &standings);
     let serving =
@@ -359,6 +365,7 @@ impl Up {
     fn controller(
         &self,
         journal: Journal,
+        restorer: Option<SharedRestorer>,
         fault: Option<Fault>,
         after_crash: bool,
     ) -> Result<Arc<Controller>, Failure> {
@@ -372,6 +379,7 @@ impl Up {
             api: self.client(&self.api_url)?,
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
+            restorer,
             fault,
             after_crash,
         })))

@@ -61,11 +61,12 @@ fn steps(report: &Value) -> Vec<&str> {
     report["steps"].as_array().unwrap().iter().map(|step| step["name"].as_str().unwrap()).collect()
 }
 
-const FAILOVER: [&str; 9] = [
+const FAILOVER: [&str; 10] = [
     "confirm",
     "evidence",
     "fence",
     "choose",
+    "restore",
     "promote",
     "reroute",
     "verify",
@@ -85,6 +86,7 @@ fn scenarios_are_listed() {
         [
             "full-cluster",
             "postgres-primary",
+            "postgres-restore",
             "full-stop",
             "kafka-cluster",
             "kafka-broker",
@@ -116,6 +118,23 @@ fn everything_is_lost_and_comes_back_from_the_backup() {
     let (lost, acknowledged) = (report["lost"].as_u64(), report["acknowledged"].as_u64());
     assert!(lost > Some(0) && lost < acknowledged, "{report:#}");
     assert!(report["rpo"]["measured_ms"].as_u64() > Some(1500), "{report:#}");
+}
+
+#[test]
+fn a_database_whose_data_are_gone_comes_back_with_the_log_after_the_backup() {
+    let report = drill(&["postgres-restore"]);
+    is_complete(&report);
+    assert_eq!(report["result"], "recovered", "{report:#}");
+    assert_eq!(steps(&report), FAILOVER);
+    let of = |name: &str| {
+        let steps = report["steps"].as_array().unwrap();
+        steps.iter().find(|step| step["name"] == name).unwrap().clone()
+    };
+    assert_eq!(of("restore")["status"], "done", "{report:#}");
+    let chosen = of("choose")["detail"].as_str().unwrap().to_owned();
+    assert!(chosen.contains("with the log after it"), "{chosen}");
+    // The load goes on for seconds after the backup; the log has more than that.
+    assert!(report["lost"].as_u64() < report["acknowledged"].as_u64(), "{report:#}");
 }
 
 #[test]

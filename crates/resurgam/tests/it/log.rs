@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use resurgam_model::Timestamp;
-use resurgam_recovery::drill::fault::Process;
+use resurgam_recovery::drill::fault::{Process, working_in};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -188,4 +188,92 @@ fn damage_in_the_log_is_said_and_nothing_is_changed() {
     assert_eq!(fs::read(&control).unwrap(), before, "nothing was changed");
     fs::write(&piece, &whole).unwrap();
     restore(&place, &[]);
+}
+
+/// Loses the database with its data, under a controller that dies at a step, and once more without.
+fn lost(place: &Place, fault: &str, tasks_before: &mut Vec<String>, number: u32) {
+    let mut command = place.command(&["up"]);
+    command.env("RESURGAM_RECOVERY_FAULT", fault);
+    let mut up = Up { process: place.run(command) };
+    let status = up.wait_ready(place);
+    let known = incidents(&up, place);
+    let address = api(&up, place);
+    if tasks_before.is_empty() {
+        back_up(place);
+    }
+    tasks_before.extend(tasks(&address, number * 10, number * 10 + 10));
+    all_complete(&address, tasks_before, place);
+    shipped(place);
+    let keeper =
+        status["components"].as_array().unwrap().iter().find(|c| c["name"] == "postgres-0");
+    let keeper = u32::try_from(keeper.unwrap()["pid"].as_u64().unwrap()).unwrap();
+    let data = place.path("state/postgres/postgres-0/data");
+    let mut victims = vec![Process::find(keeper).unwrap()];
+    victims.extend(working_in(&data));
+    victims.iter().for_each(|process| process.signal(Signal::STOP));
+    fs::remove_dir_all(&data).unwrap();
+    victims.iter().for_each(|process| process.signal(Signal::KILL));
+    let died = up.process.end(place, LONG);
+    let killed = std::os::unix::process::ExitStatusExt::signal(&died.status);
+    assert_eq!(killed, Some(9), "{fault}: {died:?}\n{}", place.logs());
+    until("everything dies with it", SHORT, place, || place.processes().is_empty().then_some(()));
+
+    let mut up = Up::start(place);
+    up.wait_ready(place);
+    let incident = up.closed_incidents(place, "postgres-primary", &known).remove(0);
+    assert_eq!(incident["state"], "recovered", "{fault}: {incident:#}\n{}", place.logs());
+    let id = incident["id"].as_str().unwrap();
+    let detail = up.get(place, &format!("/v1/incidents/{id}")).unwrap();
+    let steps = detail["steps"].as_array().unwrap();
+    let restore = steps.iter().find(|step| step["name"] == "restore").unwrap();
+    assert_eq!(restore["status"], "done", "{fault}: {detail:#}");
+    all_complete(&api(&up, place), tasks_before, place);
+    up.process.stop(place);
+}
+
+fn incidents(up: &Up, place: &Place) -> Vec<String> {
+    let all = up.get(place, "/v1/incidents").unwrap();
+    all.as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_database_that_lost_its_data_is_restored_at_whatever_step_the_controller_dies() {
+    let place = place(&format!("{}{POSTGRES}", "drills = 'allowed'\n"));
+    let mut all = Vec::new();
+    let faults = [
+        "die-after:fence",
+        "die-after:choose",
+        "die-before:restore",
+        "die-after:restore",
+        "die-after:promote",
+    ];
+    for (number, fault) in (0..).zip(faults) {
+        lost(&place, fault, &mut all, number);
+    }
+}
+
+#[test]
+fn without_a_vault_to_restore_from_nothing_is_begun_anew() {
+    let place = Place::new(&format!("[deployment]\nstate_dir = 'state'\n{POSTGRES}"));
+    let up = Up::ready(&place);
+    let status = up.status(&place).unwrap();
+    let keeper =
+        status["components"].as_array().unwrap().iter().find(|c| c["name"] == "postgres-0");
+    let keeper = u32::try_from(keeper.unwrap()["pid"].as_u64().unwrap()).unwrap();
+    let data = place.path("state/postgres/postgres-0/data");
+    let mut victims = vec![Process::find(keeper).unwrap()];
+    victims.extend(working_in(&data));
+    victims.iter().for_each(|process| process.signal(Signal::STOP));
+    fs::rename(&data, place.path("away")).unwrap();
+    victims.iter().for_each(|process| process.signal(Signal::KILL));
+    let incident = up.closed_incidents(&place, "postgres-primary", &[]).remove(0);
+    assert_eq!(incident["state"], "refused", "{incident:#}\n{}", place.logs());
+    assert!(!data.exists(), "no empty database takes the place of a lost one");
+    // What is brought back is taken.
+    fs::rename(place.path("away"), &data).unwrap();
+    let id = incident["id"].as_str().unwrap();
+    let resumed = place.start(&["recover", "--resume", id]).end(&place, LONG);
+    assert_eq!(resumed.status.code(), Some(0), "{resumed:?}");
+    until("it is back", LONG, &place, || up.status(&place)?["ready"].as_bool()?.then_some(()));
+    up.process.stop(&place);
 }

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 9] = [
+const SCENARIOS: [&str; 10] = [
     "full-cluster",
     "postgres-primary",
+    "postgres-restore",
     "full-stop",
     "kafka-cluster",
     "kafka-broker",
