@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use resurgam_model::database::Lsn;
 
 use super::segment::{Lineage, Segment, Size};
+use crate::manifest::LogRange;
 
 /// The files of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,30 @@ pub struct Contents {
     pub pieces: BTreeMap<Segment, BTreeMap<u64, u64>>,
     /// Timelines whose history is there.
     pub histories: BTreeSet<u32>,
+}
+
+/// What a vault has of a database: its log, and the base backups that need log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Has {
+    /// The log.
+    pub contents: Contents,
+    /// What the base backups need, the newest first.
+    pub bases: Vec<LogRange>,
+}
+
+impl Has {
+    /// The first segment that is missing after the newest base backup on these timelines, or after
+    /// the end of the log if there is none; none if there is no log either.
+    #[must_use]
+    pub fn wants(&self, lineage: &Lineage, size: Size) -> Option<u64> {
+        let base = self.bases.iter().find(|base| lineage.has(base.timeline, base.end));
+        let Some(base) = base else { return self.contents.next(lineage, size) };
+        let mut number = size.number(base.start);
+        while self.contents.whole.contains(&lineage.owner(number, size)) {
+            number += 1;
+        }
+        Some(number)
+    }
 }
 
 /// The log from a position on.

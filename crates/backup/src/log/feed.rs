@@ -15,7 +15,7 @@ use resurgam_model::Timestamp;
 use resurgam_model::database::Lsn;
 use tokio::sync::watch;
 
-use super::contents::Contents;
+use super::contents::Has;
 use super::segment::{Lineage, Segment, Size};
 use super::store::AsOf;
 use crate::take::make;
@@ -199,13 +199,22 @@ impl Feed {
         }
     }
 
-    /// What a vault that has this wants next; none if it has nothing of this log.
-    pub(super) fn wanted(&self, contents: &Contents) -> Option<u64> {
-        contents.next(self.state().lineage.as_ref()?, self.size)
+    /// What a vault that has this wants next; none if it wants nothing in particular.
+    pub(super) fn wanted(&self, has: &Has) -> Option<u64> {
+        has.wants(self.state().lineage.as_ref()?, self.size)
+    }
+
+    /// Whether a segment is wanted that comes before what is coming now, and is not in the spool.
+    pub(super) fn must_go_back(&self, wants: &[u64], gone: u64) -> bool {
+        let Some((current, _)) = self.state().current.as_ref().map(|(s, b)| (*s, b.len())) else {
+            return false;
+        };
+        self.first_wanted(wants, gone, current.number) < current.number
     }
 
     /// What is to be done next for a vault that has this.
-    pub(super) fn job(&self, contents: &Contents) -> Job {
+    pub(super) fn job(&self, has: &Has) -> Job {
+        let contents = &has.contents;
         let state = self.state();
         let Some(lineage) = &state.lineage else { return Job::Nothing(None) };
         let missing = state.histories.iter().find(|(t, _)| !contents.histories.contains(t));
@@ -215,11 +224,12 @@ impl Feed {
         let current = state.current.as_ref().map(|(segment, _)| *segment);
         let available = state.spooled.iter().copied().chain(current);
         let ours = available.filter(|s| lineage.owner(s.number, self.size) == *s);
-        let next = contents.next(lineage, self.size);
-        let Some(segment) = ours.filter(|s| next.is_none_or(|next| s.number >= next)).min() else {
-            return Job::Nothing(None);
+        let wants = has.wants(lineage, self.size);
+        let wanted = |s: &Segment| {
+            wants.is_none_or(|wants| s.number >= wants) && !contents.whole.contains(s)
         };
-        let gap = next.is_some_and(|next| segment.number > next);
+        let Some(segment) = ours.filter(wanted).min() else { return Job::Nothing(None) };
+        let gap = wants.is_some_and(|wants| segment.number > wants);
         if state.spooled.contains(&segment) {
             return Job::Whole { segment, gap };
         }
@@ -228,7 +238,7 @@ impl Feed {
         let new = bytes.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
         // All that the server had flushed at that time is here, so it will be there.
         let here = bytes.len() as u64;
-        let as_of = state.whole_at.filter(|_| here >= from).map(|at| AsOf {
+        let as_of = state.whole_at.filter(|_| here >= from && !gap).map(|at| AsOf {
             at,
             end: Lsn(self.size.start(segment.number).0 + here),
             timeline: segment.timeline,
@@ -264,5 +274,142 @@ fn remove(path: &Path) -> Result<()> {
             Err(Error::path("cannot remove", path)(error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contents::Contents;
+    use super::*;
+    use crate::manifest::LogRange;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn feed(dir: &Path) -> Feed {
+        let feed = Feed::open(dir.join("spool"), Size::new(SIZE).unwrap()).unwrap();
+        feed.set_lineage(Lineage::parse(1, "").unwrap(), BTreeMap::new());
+        feed
+    }
+
+    fn segment(number: u64) -> Segment {
+        Segment { number, timeline: 1 }
+    }
+
+    fn has(whole: &[Segment]) -> Has {
+        let whole = whole.iter().copied().collect();
+        Has { contents: Contents { whole, ..Contents::default() }, bases: Vec::new() }
+    }
+
+    fn bytes(count: u64) -> Vec<u8> {
+        vec![7; usize::try_from(count).unwrap()]
+    }
+
+    #[test]
+    fn a_vault_gets_pieces_then_whole_segments_and_never_the_same_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let feed = feed(dir.path());
+        let mut has = Has::default();
+        assert_eq!(feed.job(&has), Job::Nothing(None));
+        feed.begin(segment(3));
+        feed.append(Lsn(3 * SIZE), &bytes(100)).unwrap();
+        let now = Timestamp::now();
+        feed.flushed(Lsn(3 * SIZE + 101), now);
+        let Job::Piece { segment: of, from: 0, bytes: new, gap: false, as_of: None } =
+            feed.job(&has)
+        else {
+            panic!("{:?}", feed.job(&has))
+        };
+        assert_eq!((of, new.len()), (segment(3), 100), "and it is not all that was flushed");
+        has.contents.pieces.entry(segment(3)).or_default().insert(0, 100);
+        assert_eq!(feed.job(&has), Job::Nothing(None));
+        feed.flushed(Lsn(3 * SIZE + 100), now);
+        let Job::Nothing(Some(as_of)) = feed.job(&has) else { panic!("{:?}", feed.job(&has)) };
+        assert_eq!((as_of.at, as_of.end), (now, Lsn(3 * SIZE + 100)));
+
+        assert!(feed.append(Lsn(3 * SIZE + 90), &bytes(5)).is_err(), "not what comes next");
+        feed.append(Lsn(3 * SIZE + 100), &bytes(2 * SIZE)).unwrap();
+        assert_eq!(feed.job(&has), Job::Whole { segment: segment(3), gap: false });
+        has.contents.whole.insert(segment(3));
+        assert_eq!(feed.job(&has), Job::Whole { segment: segment(4), gap: false });
+        has.contents.whole.insert(segment(4));
+        let Job::Piece { from: 0, bytes: rest, .. } = feed.job(&has) else { panic!() };
+        assert_eq!(rest.len(), 100);
+        assert_eq!(fs::read(feed.path(segment(4))).unwrap().len() as u64, SIZE);
+    }
+
+    #[test]
+    fn what_a_vault_has_not_stays_until_it_is_too_much_and_then_there_is_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let feed = feed(dir.path());
+        feed.begin(segment(1));
+        feed.append(Lsn(SIZE), &bytes(4 * SIZE)).unwrap();
+        let behind = has(&[segment(0)]);
+        feed.sweep(&[5, 1], MOST).unwrap();
+        assert_eq!(feed.job(&behind), Job::Whole { segment: segment(1), gap: false });
+        feed.sweep(&[5, 3], MOST).unwrap();
+        assert!(!feed.path(segment(2)).exists() && feed.path(segment(3)).exists());
+        assert_eq!(feed.job(&behind), Job::Whole { segment: segment(3), gap: true });
+        feed.sweep(&[0], SIZE).unwrap();
+        assert!(!feed.path(segment(3)).exists() && feed.path(segment(4)).exists());
+
+        // What another process finds: whole segments, and nothing that was begun.
+        fs::write(dir.path().join("spool/000000010000000000000009.new"), "half").unwrap();
+        drop(feed);
+        let feed = self::feed(dir.path());
+        assert!(!dir.path().join("spool/000000010000000000000009.new").exists());
+        assert_eq!(feed.first_wanted(&[4], 0, 9), 5, "the spool has the fourth");
+        assert_eq!(feed.first_wanted(&[2], 0, 9), 2);
+        assert_eq!(feed.first_wanted(&[2], 2, 9), 5, "the second is gone from the server");
+        assert_eq!(feed.first_wanted(&[0, 0], 0, 3), 3, "nobody wants anything in particular");
+    }
+
+    #[test]
+    fn what_an_old_primary_wrote_alone_is_not_shipped_after_a_failover() {
+        let dir = tempfile::tempdir().unwrap();
+        let feed = feed(dir.path());
+        feed.begin(segment(1));
+        feed.append(Lsn(SIZE), &bytes(3 * SIZE + 50)).unwrap();
+        let text = format!("1 {}", Lsn(2 * SIZE + 9));
+        let histories = BTreeMap::from([(2, text.clone().into_bytes())]);
+        feed.set_lineage(Lineage::parse(2, &text).unwrap(), histories);
+        let mut has = has(&[segment(1)]);
+        assert_eq!(feed.job(&has), Job::History(2, text.into_bytes()));
+        has.contents.histories.insert(2);
+        assert_eq!(feed.job(&has), Job::Nothing(None), "the new one's is still to come");
+        assert_eq!(feed.first_wanted(&[2], 0, 4), 2);
+        let new = Segment { number: 2, timeline: 2 };
+        feed.begin(new);
+        feed.append(Lsn(2 * SIZE), &bytes(SIZE)).unwrap();
+        assert_eq!(feed.job(&has), Job::Whole { segment: new, gap: false });
+    }
+
+    #[test]
+    fn what_a_base_backup_needs_is_fetched_also_when_the_log_began_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let feed = feed(dir.path());
+        feed.begin(segment(7));
+        feed.append(Lsn(7 * SIZE), &bytes(60)).unwrap();
+        feed.flushed(Lsn(7 * SIZE), Timestamp::now());
+        let mut has = has(&[]);
+        has.contents.pieces.entry(segment(7)).or_default().insert(0, 60);
+        assert!(matches!(feed.job(&has), Job::Nothing(Some(_))), "there is nothing before it");
+        has.bases.push(LogRange {
+            system: "1".to_owned(),
+            timeline: 1,
+            start: Lsn(5 * SIZE + 40),
+            end: Lsn(5 * SIZE + 400),
+            segment_bytes: SIZE,
+        });
+        assert_eq!(feed.job(&has), Job::Nothing(None), "now there is a gap");
+        assert_eq!(feed.wanted(&has), Some(5));
+        assert!(feed.must_go_back(&[5], 0) && !feed.must_go_back(&[5], 5));
+        feed.begin(segment(5));
+        feed.append(Lsn(5 * SIZE), &bytes(2 * SIZE + 60)).unwrap();
+        assert_eq!(feed.job(&has), Job::Whole { segment: segment(5), gap: false });
+        has.contents.whole.insert(segment(5));
+        assert_eq!(feed.job(&has), Job::Whole { segment: segment(6), gap: false });
+        has.contents.whole.insert(segment(6));
+        assert!(matches!(feed.job(&has), Job::Nothing(Some(_))));
+        assert!(!feed.must_go_back(&[7], 0));
     }
 }

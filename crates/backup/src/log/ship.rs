@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use resurgam_model::Timestamp;
 use tokio::sync::{Notify, watch};
 
-use super::contents::Contents;
+use super::contents::Has;
 use super::feed::{Feed, Job, MOST};
 use super::replication::{Event, Replication, StreamError};
 use super::segment::{Lineage, Size};
@@ -112,7 +112,7 @@ impl Standings {
 }
 
 /// What each vault has, as its shipper knows; none while it is away.
-type Having = watch::Sender<BTreeMap<String, Option<Contents>>>;
+type Having = watch::Sender<BTreeMap<String, Option<Has>>>;
 
 /// Ships for as long as it is waited for.
 pub async fn ship(source: &Source, standings: &Standings) {
@@ -166,7 +166,7 @@ async fn receive(
     having: &Having,
     standings: &Standings,
 ) -> Result<(), StreamError> {
-    let known = |having: &BTreeMap<String, Option<Contents>>| having.values().all(Option::is_some);
+    let known = |having: &BTreeMap<String, Option<Has>>| having.values().all(Option::is_some);
     let _ = tokio::time::timeout(VAULTS, having.subscribe().wait_for(known)).await;
     let (mut gone, mut pause) = (0, SOON);
     loop {
@@ -218,7 +218,7 @@ async fn one_stream(
         connection.start(segment.timeline, size.start(number)).await?;
         feed.begin(segment);
         source.vaults.keys().for_each(|vault| standings.well(vault));
-        stream(&mut connection, feed, having).await
+        stream(&mut connection, feed, having, *gone).await
     };
     match streamed.await {
         Err(StreamError::Gone(why)) => {
@@ -236,6 +236,7 @@ async fn stream(
     connection: &mut Replication,
     feed: &Arc<Feed>,
     having: &Having,
+    gone: u64,
 ) -> Result<(), StreamError> {
     let mut ask = tokio::time::interval(ASK);
     let mut heard = Instant::now();
@@ -247,7 +248,11 @@ async fn stream(
                     return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
                 }
                 let received = feed.end().unwrap_or_default();
-                let least = wanted(feed, having).into_iter().min().unwrap_or(0);
+                let wants = wanted(feed, having);
+                if feed.must_go_back(&wants, gone) {
+                    return Ok(());
+                }
+                let least = wants.into_iter().min().unwrap_or(0);
                 let stored = feed.size().start(least).min(received);
                 connection.report(received, stored, true).await?;
                 continue;
@@ -309,23 +314,36 @@ impl Shipper<'_> {
     async fn one_life(&self) -> Result<std::convert::Infallible> {
         let (open, system) = (Arc::clone(self.open), self.system.to_owned());
         let size: Size = self.feed.size();
-        let store = blocking(move || open()?.log(&system, size)).await?;
-        let listed = store.clone();
-        let mut contents = blocking(move || listed.contents()).await?;
+        let (vault, store, contents) = blocking(move || {
+            let vault = open()?;
+            let store = vault.log(&system, size)?;
+            let contents = store.contents()?;
+            Ok((vault, store, contents))
+        })
+        .await?;
+        let mut has = Has { contents, bases: Vec::new() };
+        let mut seen = None;
         let mut news = self.feed.news();
         let mut told = Instant::now().checked_sub(IDLE);
         let mut piece_at: Option<Instant> = None;
         let mut has_gap = false;
-        self.tell(&contents)?;
         loop {
-            let job = self.feed.job(&contents);
+            // Backups come and go.
+            let changed = vault.snapshots_changed_at();
+            if seen != Some(changed) {
+                let (vault, system) = (Arc::clone(&vault), self.system.to_owned());
+                has.bases = blocking(move || vault.bases_of(&system)).await?;
+                seen = Some(changed);
+                self.tell(&has)?;
+            }
+            let job = self.feed.job(&has);
             let waiting = !matches!(job, Job::Nothing(_));
             self.standings.with(self.name, |standing| standing.waiting = waiting);
             match job {
                 Job::History(timeline, history) => {
                     let store = store.clone();
                     blocking(move || store.put_history(timeline, &history)).await?;
-                    contents.histories.insert(timeline);
+                    has.contents.histories.insert(timeline);
                 }
                 Job::Whole { segment, gap } => {
                     self.note(gap, &mut has_gap);
@@ -336,10 +354,10 @@ impl Shipper<'_> {
                         store.put(segment, &bytes)
                     })
                     .await?;
-                    contents.whole.insert(segment);
-                    contents.pieces.remove(&segment);
+                    has.contents.whole.insert(segment);
+                    has.contents.pieces.remove(&segment);
                     has_gap = false;
-                    self.tell(&contents)?;
+                    self.tell(&has)?;
                 }
                 Job::Piece { segment, from, bytes, gap, as_of } => {
                     self.note(gap, &mut has_gap);
@@ -357,7 +375,7 @@ impl Shipper<'_> {
                     piece_at = Some(Instant::now());
                     let (into, to) = (store.clone(), from + bytes.len() as u64);
                     blocking(move || into.put_piece(segment, from, &bytes)).await?;
-                    contents.pieces.entry(segment).or_default().insert(from, to);
+                    has.contents.pieces.entry(segment).or_default().insert(from, to);
                     self.whole(&store, as_of, &mut None).await?;
                 }
                 Job::Nothing(as_of) => {
@@ -397,9 +415,9 @@ impl Shipper<'_> {
         }
     }
 
-    fn tell(&self, contents: &Contents) -> Result<()> {
+    fn tell(&self, has: &Has) -> Result<()> {
         self.having.send_modify(|having| {
-            having.insert(self.name.to_owned(), Some(contents.clone()));
+            having.insert(self.name.to_owned(), Some(has.clone()));
         });
         self.feed.sweep(&wanted(self.feed, self.having), MOST)
     }
@@ -414,8 +432,8 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// What each vault wants next; 0 if it has nothing, or that is not known.
+/// What each vault wants next; 0 if nothing in particular, or that is not known.
 fn wanted(feed: &Feed, having: &Having) -> Vec<u64> {
-    let want = |has: &Option<Contents>| has.as_ref().and_then(|has| feed.wanted(has));
+    let want = |has: &Option<Has>| has.as_ref().and_then(|has| feed.wanted(has));
     having.borrow().values().map(|has| want(has).unwrap_or(0)).collect()
 }

@@ -29,6 +29,8 @@ const HISTORY: &str = ".history";
 const AS_OF: &str = "as-of.json";
 /// Quick, for it runs beside the database; the log of a database becomes a third or less.
 const LEVEL: i32 = 1;
+/// So often a folder is listed until two lists agree.
+const LISTS: u32 = 50;
 /// The greatest history or segment that is read.
 const LARGEST: u64 = 1 << 30;
 
@@ -49,6 +51,7 @@ pub struct AsOf {
 #[derive(Clone)]
 pub struct LogStore {
     vault: String,
+    root: PathBuf,
     dir: PathBuf,
     keys: Vec<x25519::Identity>,
     size: Size,
@@ -67,9 +70,17 @@ impl std::fmt::Display for LogStore {
 }
 
 impl LogStore {
-    /// With the first key is written, with all of them read.
-    pub(crate) fn new(vault: &str, dir: PathBuf, keys: Vec<x25519::Identity>, size: Size) -> Self {
-        Self { vault: vault.to_owned(), dir, keys, size }
+    /// In the folder `below` of the vault at `root`. With the first key is written, with all of them
+    /// read.
+    pub(crate) fn new(
+        vault: &str,
+        root: &Path,
+        below: &Path,
+        keys: Vec<x25519::Identity>,
+        size: Size,
+    ) -> Self {
+        let (vault, root, dir) = (vault.to_owned(), root.to_owned(), root.join(below));
+        Self { vault, root, dir, keys, size }
     }
 
     /// How large the segments are.
@@ -83,6 +94,20 @@ impl LogStore {
     /// # Errors
     /// When the vault cannot be read.
     pub fn contents(&self) -> Result<Contents> {
+        // A folder that is written to while it is listed may show neither what was put in nor what
+        // it took the place of, so that the log seems to have a gap. Two lists that agree have none.
+        let mut before = self.list()?;
+        for _ in 0..LISTS {
+            let now = self.list()?;
+            if now == before {
+                return Ok(now);
+            }
+            before = now;
+        }
+        Err(self.failed("be read", &"what is there changes all the time"))
+    }
+
+    fn list(&self) -> Result<Contents> {
         let mut contents = Contents::default();
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(contents),
@@ -292,6 +317,10 @@ impl LogStore {
     /// Writes a file: complete and on disk, or not at all.
     fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let (path, temporary) = (self.dir.join(name), self.dir.join(format!(".{name}.new")));
+        // Where a file system is not mounted any more there is an empty folder, which is no vault.
+        if !self.root.join("config").is_file() {
+            return Err(Error::NoVault { vault: self.vault.clone(), path: self.root.clone() });
+        }
         let write = || {
             fs::create_dir_all(&self.dir)?;
             let mut file = File::create(&temporary)?;
@@ -325,7 +354,7 @@ impl LogStore {
 
 /// The logs of a deployment in a vault's folder: the names of the systems.
 pub(crate) fn systems(vault: &Path, deployment: &str) -> Result<Vec<String>> {
-    let dir = folder(vault, deployment);
+    let dir = vault.join(folder(deployment));
     let entries = match fs::read_dir(&dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::path("cannot read", &dir))?,
@@ -338,9 +367,9 @@ pub(crate) fn systems(vault: &Path, deployment: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Where the logs of a deployment are, in a vault's folder.
-pub(crate) fn folder(vault: &Path, deployment: &str) -> PathBuf {
-    vault.join("log").join(deployment)
+/// Where in a vault the logs of a deployment are.
+pub(crate) fn folder(deployment: &str) -> PathBuf {
+    Path::new("log").join(deployment)
 }
 
 #[cfg(test)]
@@ -349,7 +378,8 @@ mod tests {
 
     fn store(dir: &Path) -> LogStore {
         let size = Size::new(1 << 20).unwrap();
-        LogStore::new("here", dir.join("log"), vec![x25519::Identity::generate()], size)
+        fs::write(dir.join("config"), "").unwrap();
+        LogStore::new("here", dir, Path::new("log"), vec![x25519::Identity::generate()], size)
     }
 
     #[test]
@@ -385,6 +415,13 @@ mod tests {
         assert_eq!(store.as_of().unwrap(), Some(as_of));
         store.remove(&[segment]).unwrap();
         assert_eq!(store.contents().unwrap().whole.len(), 0);
+
+        // The file system is gone, and the folder on which it was mounted is there.
+        fs::remove_file(dir.path().join("config")).unwrap();
+        fs::remove_dir_all(dir.path().join("log")).unwrap();
+        let refused = store.put(segment, &whole);
+        assert!(matches!(refused, Err(Error::NoVault { .. })), "{refused:?}");
+        assert!(!dir.path().join("log").exists());
     }
 
     #[test]

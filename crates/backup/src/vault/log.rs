@@ -1,6 +1,7 @@
 //! The log of a database in a vault, and the key to it.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use age::x25519;
 use rustic_core::repofile::SnapshotFile;
@@ -11,6 +12,7 @@ use super::{Backup, Proof, Vault};
 use crate::log::replay::size_of;
 use crate::log::segment::{Segment, Size};
 use crate::log::store::{AsOf, LogStore, folder, systems};
+use crate::manifest::LogRange;
 use crate::{Error, Result};
 
 /// The label of the snapshot with the key: a file as `age-keygen` writes it.
@@ -53,8 +55,8 @@ impl Vault {
                 keys = vec![self.new_log_key(repository)?];
             }
         }
-        let dir = folder(&self.path, &self.deployment).join(system);
-        Ok(LogStore::new(&self.name, dir, keys, size))
+        let below = folder(&self.deployment).join(system);
+        Ok(LogStore::new(&self.name, &self.path, &below, keys, size))
     }
 
     /// The system identifiers of the databases whose log is there.
@@ -100,6 +102,22 @@ impl Vault {
             Some(size) if size != store.size() => Ok((self.log(system, size)?, as_of)),
             _ => Ok((store, as_of)),
         }
+    }
+
+    /// What the base backups of a database need of its log, the newest first.
+    ///
+    /// # Errors
+    /// When the vault cannot be read.
+    pub(crate) fn bases_of(&self, system: &str) -> Result<Vec<LogRange>> {
+        let good = |backup: &Backup| !matches!(backup.proof, Proof::Bad(_));
+        let backups = self.backups()?.into_iter().filter(good);
+        let ranges = backups.filter_map(|backup| backup.manifest.log);
+        Ok(ranges.filter(|range| range.system == system).collect())
+    }
+
+    /// Changes when a backup comes or goes.
+    pub(crate) fn snapshots_changed_at(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.path.join("snapshots")).and_then(|meta| meta.modified()).ok()
     }
 
     /// Whether the log that comes is of no use to the newest of these backups, so that another one

@@ -70,6 +70,60 @@ fn what_came_after_the_backup_comes_back_by_the_log() {
     up.process.stop(&place);
 }
 
+/// The segments in the vault.
+fn segments(place: &Place) -> u64 {
+    log(place).unwrap()["segments"].as_u64().unwrap()
+}
+
+#[test]
+fn a_vault_that_was_away_gets_all_of_the_log_and_what_no_backup_needs_goes() {
+    let place =
+        place(&format!("{POSTGRES}[backup.retention]\ndaily = 1\nweekly = 0\nmonthly = 0\n"));
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let mut all = tasks(&address, 0, 10);
+    back_up(&place);
+    shipped(&place);
+    let (vault, away) = (place.path("vault"), place.path("vault-away"));
+    fs::rename(&vault, &away).unwrap();
+    let until_away = |wanted: bool| {
+        until("the vault is missed, or back", LONG, &place, || {
+            let log = up.status(&place)?["log"][0].clone();
+            (log["error"].is_string() == wanted).then_some(())
+        });
+    };
+    all.extend(tasks(&address, 10, 20));
+    until_away(true);
+    all.extend(tasks(&address, 20, 30));
+    all_complete(&address, &all, &place);
+    assert!(!vault.exists(), "nothing is made in its place");
+    fs::rename(&away, &vault).unwrap();
+    until_away(false);
+    shipped(&place);
+    let stands = log(&place).unwrap();
+    assert!(!stands["broken"].as_bool().unwrap(), "{stands:#}");
+
+    let before = segments(&place);
+    back_up(&place);
+    shipped(&place);
+    let shown = place.finish(&["backup", "prune"]);
+    assert!(shown.err.contains("1 backups would be removed"), "{shown:?}");
+    assert!(shown.err.contains("segments of the log are older"), "{shown:?}");
+    assert!(segments(&place) > before, "nothing was removed yet");
+    let pruned = place.start(&["backup", "prune", "--yes"]).end(&place, LONG);
+    assert_eq!(pruned.status.code(), Some(0), "{pruned:?}");
+    assert!(segments(&place) <= before, "{:#}", log(&place).unwrap());
+    all.extend(tasks(&address, 30, 40));
+    all_complete(&address, &all, &place);
+    shipped(&place);
+    kill(up, &place);
+    fs::remove_dir_all(place.path("state")).unwrap();
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    all_complete(&api(&up, &place), &all, &place);
+    up.process.stop(&place);
+}
+
 #[test]
 fn a_database_is_restored_to_any_moment_and_back_again() {
     let place = place(POSTGRES);
