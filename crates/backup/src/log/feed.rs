@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// So many bytes may wait for a vault that is away: as much as a standby may hold back.
 pub(super) const MOST: u64 = 4 << 30;
 
+/// So many pieces of a segment are made into one.
+const MANY: usize = 100;
+
 /// The next thing to do for a vault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Job {
@@ -233,18 +236,22 @@ impl Feed {
         if state.spooled.contains(&segment) {
             return Job::Whole { segment, gap };
         }
-        let from = contents.reaches(segment);
+        // In a quiet time there are thousands of small pieces in a segment; now and then they become
+        // one again.
+        let many = contents.pieces.get(&segment).is_some_and(|pieces| pieces.len() >= MANY);
+        let reached = contents.reaches(segment);
+        let from = if many { 0 } else { reached };
         let bytes = state.current.as_ref().map_or(&[][..], |(_, bytes)| bytes);
         let new = bytes.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
         // All that the server had flushed at that time is here, so it will be there.
         let here = bytes.len() as u64;
-        let as_of = state.whole_at.filter(|_| here >= from && !gap).map(|at| AsOf {
+        let as_of = state.whole_at.filter(|_| here >= reached && !gap).map(|at| AsOf {
             at,
             end: Lsn(self.size.start(segment.number).0 + here),
             timeline: segment.timeline,
             segment_bytes: self.size.bytes(),
         });
-        if !new.is_empty() {
+        if here > reached {
             return Job::Piece { segment, from, bytes: new.to_vec(), gap, as_of };
         }
         Job::Nothing(as_of)
@@ -334,6 +341,12 @@ mod tests {
         has.contents.whole.insert(segment(4));
         let Job::Piece { from: 0, bytes: rest, .. } = feed.job(&has) else { panic!() };
         assert_eq!(rest.len(), 100);
+        let pieces = has.contents.pieces.entry(segment(5)).or_default();
+        pieces.extend((0..100).map(|at| (at, at + 1)));
+        assert!(matches!(feed.job(&has), Job::Nothing(Some(_))), "there is nothing new");
+        feed.append(Lsn(5 * SIZE + 100), &bytes(1)).unwrap();
+        let Job::Piece { from: 0, bytes: rest, .. } = feed.job(&has) else { panic!() };
+        assert_eq!(rest.len(), 101, "all in one");
         assert_eq!(fs::read(feed.path(segment(4))).unwrap().len() as u64, SIZE);
     }
 

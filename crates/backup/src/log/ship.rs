@@ -375,7 +375,13 @@ impl Shipper<'_> {
                     piece_at = Some(Instant::now());
                     let (into, to) = (store.clone(), from + bytes.len() as u64);
                     blocking(move || into.put_piece(segment, from, &bytes)).await?;
-                    has.contents.pieces.entry(segment).or_default().insert(from, to);
+                    let pieces = has.contents.pieces.entry(segment).or_default();
+                    if from == 0 && !pieces.is_empty() {
+                        pieces.clear();
+                        let store = store.clone();
+                        blocking(move || store.remove_pieces(segment, Some((from, to)))).await?;
+                    }
+                    pieces.insert(from, to);
                     self.whole(&store, as_of, &mut None).await?;
                 }
                 Job::Nothing(as_of) => {

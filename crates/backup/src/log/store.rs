@@ -11,6 +11,7 @@
 //! every second. Its key lies in the repository, so that whoever can open the vault can read it,
 //! with the programs `restic`, `age` and `zstd` too.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -109,16 +110,8 @@ impl LogStore {
 
     fn list(&self) -> Result<Contents> {
         let mut contents = Contents::default();
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(contents),
-            entries => entries.map_err(Error::path("cannot read", &self.dir))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(Error::path("cannot read", &self.dir))?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str().and_then(|name| name.strip_suffix(ENDING)) else {
-                continue;
-            };
+        for name in self.names()? {
+            let name = name.as_str();
             if let Some(timeline) = name.strip_suffix(HISTORY) {
                 contents.histories.extend(u32::from_str_radix(timeline, 16));
             } else if let Some(segment) = self.size.parse(name) {
@@ -129,6 +122,23 @@ impl LogStore {
             }
         }
         Ok(contents)
+    }
+
+    /// The names of the files, without their ending.
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(names),
+            entries => entries.map_err(Error::path("cannot read", &self.dir))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(Error::path("cannot read", &self.dir))?;
+            let name = entry.file_name();
+            names.extend(
+                name.to_str().and_then(|name| name.strip_suffix(ENDING)).map(str::to_owned),
+            );
+        }
+        Ok(names)
     }
 
     /// What the files take.
@@ -164,8 +174,21 @@ impl LogStore {
     /// When the vault cannot be written.
     pub fn put(&self, segment: Segment, bytes: &[u8]) -> Result<()> {
         self.seal(&self.whole_name(segment), bytes)?;
-        for (from, to) in self.pieces_of(segment)? {
-            self.remove_file(&self.piece_name(segment, from, to))?;
+        self.remove_pieces(segment, None)
+    }
+
+    /// Removes all pieces of a segment but one, or all, for what covers them is there.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn remove_pieces(&self, segment: Segment, but: Option<(u64, u64)>) -> Result<()> {
+        for name in self.names()? {
+            if let Some((of, from, to)) = self.piece(&name)
+                && of == segment
+                && but != Some((from, to))
+            {
+                self.remove_file(&self.piece_name(segment, from, to))?;
+            }
         }
         Ok(())
     }
@@ -250,9 +273,8 @@ impl LogStore {
         Ok(all)
     }
 
-    fn pieces_of(&self, segment: Segment) -> Result<Vec<(u64, u64)>> {
-        let pieces = self.contents()?.pieces.remove(&segment).unwrap_or_default();
-        Ok(pieces.into_iter().collect())
+    fn pieces_of(&self, segment: Segment) -> Result<BTreeMap<u64, u64>> {
+        Ok(self.contents()?.pieces.remove(&segment).unwrap_or_default())
     }
 
     /// The history of a timeline: its file's content. Empty for the first one.
@@ -285,8 +307,8 @@ impl LogStore {
     pub fn remove(&self, segments: &[Segment]) -> Result<()> {
         let contents = self.contents()?;
         for segment in segments {
-            for (from, to) in contents.pieces.get(segment).into_iter().flatten() {
-                self.remove_file(&self.piece_name(*segment, *from, *to))?;
+            if contents.pieces.contains_key(segment) {
+                self.remove_pieces(*segment, None)?;
             }
             if contents.whole.contains(segment) {
                 self.remove_file(&self.whole_name(*segment))?;
