@@ -67,6 +67,12 @@ pub enum Error {
         /// When the last transaction in it was, in PostgreSQL's words.
         last: Option<String>,
     },
+    /// What was to be backed up is damaged.
+    #[error("the database is damaged on its disk, so it was not backed up: {how}")]
+    DamagedSource {
+        /// What was found.
+        how: String,
+    },
     /// A file could not be used.
     #[error("{action} {}", path.display())]
     Path {

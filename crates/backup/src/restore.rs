@@ -443,6 +443,25 @@ impl Target {
         Ok(moved)
     }
 
+    /// Moves the data of the instance aside, so that it has none. The instance must be at rest. The
+    /// folder with it is returned, none if it had none.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn set_aside(&self, why: &str) -> Result<Option<PathBuf>> {
+        let Some((_, instance)) = &self.postgres else { return Ok(None) };
+        let data = Layout::new(self.state.join("postgres").join(instance)).data();
+        if !data.exists() {
+            return Ok(None);
+        }
+        let now = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let aside = self.state.join("set-aside").join(format!("{why}-{instance}-{now}"));
+        make(aside.parent().unwrap_or(&aside), 0o700)?;
+        make(&aside, 0o700)?;
+        fs::rename(&data, aside.join("data")).map_err(Error::path("cannot put aside", &data))?;
+        Ok(Some(aside))
+    }
+
     /// Whether the instance has data that were restored for this.
     #[must_use]
     pub fn is_restored(&self, mark: &str) -> bool {

@@ -248,7 +248,13 @@ async fn base_backup(server: &Server, folder: &Path, database: &Path) -> Result<
     args.push(data.clone().into());
     let copied = run(&server.programs, "pg_basebackup", &args, folder).await;
     let _ = fs::remove_file(&passfile);
-    copied?;
+    match copied {
+        // It checks every page that it copies.
+        Err(Error::Program { output, .. }) if output.contains("checksum error occurred") => {
+            return Err(Error::DamagedSource { how: output });
+        }
+        other => other?,
+    }
     verify_base_backup(&server.programs, &data, folder).await
 }
 

@@ -15,6 +15,8 @@ pub enum Scenario {
     PostgresPrimary,
     /// The primary of PostgreSQL is lost with its data, and nobody else has them.
     PostgresRestore,
+    /// Pages of PostgreSQL are damaged on disk.
+    DatabaseCorruption,
     /// The agent registry does not answer.
     AgentRegistry,
     /// One of several brokers of Kafka is lost.
@@ -54,10 +56,11 @@ fn hint(nearest: &Option<Scenario>) -> String {
 
 impl Scenario {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
+        Self::DatabaseCorruption,
         Self::FullStop,
         Self::KafkaCluster,
         Self::KafkaBroker,
@@ -73,6 +76,7 @@ impl Scenario {
         match self {
             Self::PostgresPrimary => "postgres-primary",
             Self::PostgresRestore => "postgres-restore",
+            Self::DatabaseCorruption => "database-corruption",
             Self::AgentRegistry => "agent-registry",
             Self::KafkaBroker => "kafka-broker",
             Self::KafkaCluster => "kafka-cluster",
@@ -91,6 +95,9 @@ impl Scenario {
             Self::PostgresPrimary => "the PostgreSQL primary is lost; its standby takes over",
             Self::PostgresRestore => {
                 "PostgreSQL is lost with its data and has no standby; backup and log bring it back"
+            }
+            Self::DatabaseCorruption => {
+                "pages of PostgreSQL fail their checksums; a standby takes over, or backup and log do"
             }
             Self::AgentRegistry => {
                 "the agent registry is gone; agents register again by themselves"
@@ -119,6 +126,7 @@ impl Scenario {
         match self {
             Self::PostgresPrimary
             | Self::PostgresRestore
+            | Self::DatabaseCorruption
             | Self::Api
             | Self::FullStop
             | Self::FullCluster
@@ -136,7 +144,7 @@ impl Scenario {
     #[must_use]
     pub fn default_objectives(&self) -> Objectives {
         match self {
-            Self::PostgresPrimary | Self::PostgresRestore => {
+            Self::PostgresPrimary | Self::PostgresRestore | Self::DatabaseCorruption => {
                 Objectives { rto: Duration::from_secs(15 * 60), rpo: Duration::from_secs(5 * 60) }
             }
             Self::FullCluster => {

@@ -74,6 +74,9 @@ pub fn line(entry: &Entry) -> Option<String> {
             let by = &ordered.by;
             Some(match ordered.order {
                 Order::Recover { scenario, .. } => format!("{by} orders to recover {scenario}"),
+                Order::Report { scenario, finding, .. } => {
+                    format!("{by} reports {scenario}: {finding}")
+                }
                 Order::Resume { .. } => format!("  {by} orders to begin anew"),
                 Order::Approve { step, .. } => format!("  {by} approves {step}"),
                 Order::Reject { step, .. } => format!("  {by} rejects {step}"),

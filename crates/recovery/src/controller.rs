@@ -20,7 +20,7 @@ use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
 use crate::journal::orders::Order;
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
-use crate::postgres::{self, Authority, Beat, Database};
+use crate::postgres::{self, Aim, Authority, Beat, Database};
 use crate::processes::{self, Processes, subject};
 use crate::restorer::SharedRestorer;
 use crate::runbook::{Step, Terms, execute, faults::Fault};
@@ -128,7 +128,11 @@ impl Controller {
             objectives: self.parts.plan.objectives(scenario),
             synchronous: self.parts.plan.postgres.synchronous,
             restorer: self.parts.restorer.clone(),
-            from_vault: scenario == Scenario::PostgresRestore,
+            aim: match scenario {
+                Scenario::PostgresRestore => Aim::FromVault,
+                Scenario::DatabaseCorruption => Aim::Damaged,
+                _ => Aim::Lost,
+            },
         })
     }
 
@@ -309,7 +313,9 @@ impl Controller {
 
     fn runbook(&self, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
         match scenario {
-            Scenario::PostgresPrimary | Scenario::PostgresRestore => {
+            Scenario::PostgresPrimary
+            | Scenario::PostgresRestore
+            | Scenario::DatabaseCorruption => {
                 self.database(scenario).map(|database| postgres::steps(&database))
             }
             other => brokers::steps(&self.brokers(), other)
@@ -374,6 +380,18 @@ impl Controller {
                     let incident = journal.open_incident(&new, Timestamp::now())?;
                     if let Some(ask) = ask {
                         journal.set_ask(incident.id, ask, Timestamp::now())?;
+                    }
+                }
+                Order::Report { scenario, component, finding } => {
+                    let component = component.or_else(|| self.usual(scenario, components));
+                    let new = NewIncident {
+                        scenario,
+                        component: component.unwrap_or_else(|| self.parts.name.clone()),
+                        cause: format!("{finding} (found by {by})"),
+                        first_sign: Timestamp::now(),
+                    };
+                    if !self.database_is_recovering(scenario)? {
+                        self.raise(&new)?;
                     }
                 }
                 Order::Resume { incident } => {
@@ -451,7 +469,10 @@ impl Controller {
 
 /// The scenario is about the owned PostgreSQL as a whole.
 fn is_of_database(scenario: Scenario) -> bool {
-    matches!(scenario, Scenario::PostgresPrimary | Scenario::PostgresRestore)
+    matches!(
+        scenario,
+        Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+    )
 }
 
 async fn changed(news: &mut Option<watch::Receiver<u64>>) {

@@ -42,8 +42,10 @@ impl Controller {
         watched: &mut Watched,
     ) -> Result<Vec<NewIncident>> {
         let mut found = BTreeMap::new();
-        if !self.database_is_recovering(Scenario::PostgresPrimary)? {
-            found.extend(self.find_database().map(|new| (Scenario::PostgresPrimary, new)));
+        if let Some(new) = self.find_database()
+            && !self.database_is_recovering(new.scenario)?
+        {
+            found.insert(new.scenario, new);
         }
         if settled {
             let board = self.board.borrow().clone();
@@ -95,7 +97,13 @@ impl Controller {
         let cluster = is_open(Scenario::KafkaCluster);
         Ok(found
             .into_values()
-            .filter(|new| !stopped || new.scenario == Scenario::PostgresPrimary)
+            .filter(|new| {
+                let of_database = matches!(
+                    new.scenario,
+                    Scenario::PostgresPrimary | Scenario::DatabaseCorruption
+                );
+                !stopped || of_database
+            })
             .filter(|new| !cluster || new.scenario != Scenario::KafkaBroker)
             .collect())
     }
@@ -127,7 +135,15 @@ impl Controller {
         };
         match diagnose(&database.signs(database.open_patience())) {
             Verdict::Lost(signs) => Some(new(primary, signs.join("; "))),
-            Verdict::Starting | Verdict::Healthy | Verdict::Suspect(_) => None,
+            Verdict::Starting | Verdict::Healthy | Verdict::Suspect(_) => {
+                let damaged = database.damaged()?;
+                let cause = format!("{damaged} pages of {primary} have failed their checksums");
+                Some(NewIncident {
+                    scenario: Scenario::DatabaseCorruption,
+                    first_sign: Timestamp::now(),
+                    ..new(primary, cause)
+                })
+            }
         }
     }
 }

@@ -63,6 +63,7 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
         scenario,
         Scenario::PostgresPrimary
             | Scenario::PostgresRestore
+            | Scenario::DatabaseCorruption
             | Scenario::FullStop
             | Scenario::FullCluster
     ) {
@@ -90,6 +91,11 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
         Scenario::PostgresRestore => &[
             "As with the loss of the primary; and its data folder is gone or unreadable, and there is no standby.",
             "`resurgam status` shows the instance as absent.",
+        ],
+        Scenario::DatabaseCorruption => &[
+            "Errors such as `invalid page in block 7 of relation base/16385/16405`, or `page verification failed` in the server's log.",
+            "Backups fail: every page that is copied is checked.",
+            "`SELECT datname, checksum_failures, checksum_last_failure FROM pg_stat_database` counts more than 0.",
         ],
         Scenario::AgentRegistry => &[
             "Agents cannot register, and heartbeats fail.",

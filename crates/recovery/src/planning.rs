@@ -45,7 +45,10 @@ pub struct PlannedStep {
 #[must_use]
 pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
     let (possible, summary, loss, would) = match (scenario, &status.postgres) {
-        (Scenario::PostgresPrimary | Scenario::PostgresRestore, None) => {
+        (
+            Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption,
+            None,
+        ) => {
             let summary =
                 "this deployment runs no PostgreSQL of its own, so there is no primary to replace"
                     .to_owned();
@@ -53,6 +56,7 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
         }
         (Scenario::PostgresPrimary, Some(postgres)) => database(postgres, plan),
         (Scenario::PostgresRestore, Some(postgres)) => restore(postgres, plan),
+        (Scenario::DatabaseCorruption, Some(postgres)) => damaged(postgres, plan),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
             (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
@@ -236,6 +240,47 @@ fn restore(postgres: &Postgres, plan: &Plan) -> Parts {
     (true, summary, loss, would)
 }
 
+/// Damaged pages of the primary.
+fn damaged(postgres: &Postgres, plan: &Plan) -> Parts {
+    let Some(primary) = &postgres.primary else {
+        let summary = "nobody reigns: a recovery is under way, or was refused; see resurgam incident list --open";
+        return (false, summary.to_owned(), "not known".to_owned(), Vec::new());
+    };
+    let objective = plan.objectives(Scenario::DatabaseCorruption).rpo;
+    let alone = postgres.instances.len() == 1;
+    let vaults = !plan.backup.vaults.is_empty();
+    let (summary, loss) = match (alone, vaults, postgres.complete.is_some()) {
+        (false, _, true) => ("a standby takes over", "nothing that was acknowledged"),
+        (false, ..) => ("the most advanced standby takes over", "what it has not received yet"),
+        (true, true, _) => {
+            ("the newest backup and the log after it take over", "what has not reached a vault yet")
+        }
+        (true, false, _) => (
+            "there is neither a standby nor a vault, so it would be refused",
+            "nothing: nothing would be done",
+        ),
+    };
+    let choose = match alone {
+        true => "choose the newest backup with the log after it",
+        false => {
+            "choose the most advanced standby; without one, the newest backup with the log after it"
+        }
+    };
+    let would = vec![
+        format!("say what was found on the disk of {primary}; stop if it does not reign any more"),
+        "keep what the keepers said last, and the last lines of its log".to_owned(),
+        format!("take the reign from {primary} and prove that it accepts no write"),
+        format!("{choose}; ask a person if more than {objective} would be lost"),
+        "restore from a vault, if no standby takes over; the damaged data moves aside".to_owned(),
+        "give the reign to the chosen one".to_owned(),
+        format!("lead the service at {} to it", postgres.service),
+        "write a row, read it back, and ask the platform for its readiness".to_owned(),
+        format!("move the damaged data of {primary} aside, and copy it anew from the new primary"),
+        format!("wait until all of {} instances replicate", postgres.instances.len()),
+    ];
+    (!alone || vaults, summary.to_owned(), loss.to_owned(), would)
+}
+
 fn finds(works: bool, primary: &str) -> String {
     if works {
         format!("find that {primary} accepts writes, and stop")
@@ -301,6 +346,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         ],
         Scenario::PostgresPrimary
         | Scenario::PostgresRestore
+        | Scenario::DatabaseCorruption
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

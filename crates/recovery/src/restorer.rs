@@ -39,6 +39,13 @@ pub trait Restorer: Send + Sync {
     /// Why there is nothing, in words.
     async fn best(&self) -> Result<Offer, String>;
 
+    /// Moves the data of an instance aside, so that it has none. The instance must be at rest, and
+    /// stay so. What was done, in words.
+    ///
+    /// # Errors
+    /// Why it could not be done, in words. Once more may help.
+    async fn set_aside(&self, instance: &ComponentName) -> Result<String, String>;
+
     /// How the log of the database stands in each vault.
     fn log(&self) -> Vec<LogStanding>;
 

@@ -21,9 +21,12 @@ use resurgam_deployment::postgres::secrets::REPLICATOR;
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_deployment::{ComponentKind, Deployment};
 use resurgam_model::plan::StoreKind;
-use resurgam_model::{ComponentName, Timestamp, plan};
+use resurgam_model::{ComponentName, Scenario, Timestamp, plan};
+use resurgam_recovery::journal::Journal;
+use resurgam_recovery::journal::orders::{Order, Ordered};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::commands::journal::who;
 use crate::commands::up::make_dir;
 use crate::failure::Failure;
 use crate::plan::Loaded;
@@ -171,6 +174,10 @@ pub(crate) async fn take(
         Ok(manifest) => manifest,
         Err(error) => {
             let _ = std::fs::remove_dir_all(&content);
+            if let Error::DamagedSource { how } = &error {
+                report_damage(&source.state, how)?;
+                say("the controller was told of it; see: resurgam incident list");
+            }
             return Err(error.into());
         }
     };
@@ -191,6 +198,17 @@ pub(crate) async fn take(
         Some(failure) => Err(failure),
         None => Ok(backups),
     }
+}
+
+/// Tells the controller that the database is damaged.
+fn report_damage(state: &Path, how: &str) -> Result<(), Failure> {
+    let finding = how.lines().next().unwrap_or_default();
+    let finding = finding.trim_start_matches("WARNING:").trim().to_owned();
+    let scenario = Scenario::DatabaseCorruption;
+    let order = Order::Report { scenario, component: None, finding };
+    let by = format!("a backup of {}", who());
+    Journal::open(&state.join("journal.db"))?.order(&Ordered { by, order }, Timestamp::now())?;
+    Ok(())
 }
 
 /// Restores a backup on trial: everything is read, the database is started and counted, and the

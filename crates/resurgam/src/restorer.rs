@@ -67,14 +67,18 @@ impl FromVaults {
         best.ok_or_else(|| Failure::new(why.join("; ")))
     }
 
+    fn target(&self, instance: &ComponentName) -> Result<Target, Failure> {
+        let programs = backups::programs(&self.loaded)?;
+        let postgres = programs.map(|programs| (programs, instance.to_string()));
+        Ok(Target { state: self.loaded.state_dir(), postgres })
+    }
+
     async fn put_back(
         &self,
         instance: &ComponentName,
         incident: IncidentId,
     ) -> Result<String, Failure> {
-        let programs = backups::programs(&self.loaded)?;
-        let postgres = programs.map(|programs| (programs, instance.to_string()));
-        let target = Target { state: self.loaded.state_dir(), postgres };
+        let target = self.target(instance)?;
         let mark = incident.to_string();
         if target.is_restored(&mark) {
             return Ok(format!("{instance} has it already"));
@@ -126,6 +130,15 @@ impl Restorer for FromVaults {
             backup: point.backup.id.clone(),
             until,
             what: name(&vault, &point),
+        })
+    }
+
+    async fn set_aside(&self, instance: &ComponentName) -> Result<String, String> {
+        let target = self.target(instance).map_err(|failure| failure.message)?;
+        let moved = blocking(move || target.set_aside("damaged")).await;
+        Ok(match moved.map_err(|failure| failure.message)? {
+            Some(aside) => format!("its data moved to {}", aside.display()),
+            None => "it had no data".to_owned(),
         })
     }
 

@@ -32,6 +32,15 @@ impl FaultKind {
         }
     }
 
+    /// What it is called in a scenario: where data is damaged, nothing is killed.
+    #[must_use]
+    pub fn word(self, scenario: Scenario) -> &'static str {
+        match scenario {
+            Scenario::DatabaseCorruption => "damage",
+            _ => self.as_str(),
+        }
+    }
+
     /// Whether a scenario can be drilled with it. A frozen broker is started anew by its runbook,
     /// so nothing frozen is left behind.
     #[must_use]

@@ -123,7 +123,7 @@ impl Drill<'_> {
     }
 
     /// Takes a backup, and lets the load go on for a while.
-    async fn back_up(&self) -> Result<()> {
+    pub(super) async fn back_up(&self) -> Result<()> {
         if self.subject.plan().backup.vaults.is_empty() {
             return Err(Error::Drill(
                 "the plan has no vault to restore from; add one under [[backup.vaults]]".to_owned(),

@@ -85,6 +85,7 @@ impl Drill<'_> {
         let struck = match scenario {
             Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
             Scenario::PostgresRestore => self.postgres_restore(&status).await?,
+            Scenario::DatabaseCorruption => self.database_corruption(&status).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
             Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
@@ -362,7 +363,10 @@ impl Drill<'_> {
         let ledger = self.load.ledger();
         let until = Timestamp::now();
         // What went back in time is not to be waited for so long.
-        let goes_back = matches!(scenario, Scenario::FullCluster | Scenario::PostgresRestore);
+        let goes_back = matches!(
+            scenario,
+            Scenario::FullCluster | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+        );
         let patience = if goes_back { SETTLING } else { LOAD_PATIENCE };
         let deadline = Instant::now() + patience;
         // All that was acknowledged up to here must take effect.
@@ -394,7 +398,8 @@ impl Drill<'_> {
             // Writes are what was lost, so the first one that is acknowledged ends the outage.
             Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::Api => first_write,
             // Writes went on all the time, or are not all: the verified end of the step counts.
-            Scenario::AgentRegistry
+            Scenario::DatabaseCorruption
+            | Scenario::AgentRegistry
             | Scenario::WorkerPool
             | Scenario::KafkaBroker
             | Scenario::KafkaCluster
@@ -431,7 +436,7 @@ impl Drill<'_> {
             scenario,
             severity: scenario.severity(),
             deployment: deployment.to_owned(),
-            fault: fault.as_str().to_owned(),
+            fault: fault.word(scenario).to_owned(),
             started_at: struck.at,
             detection_ms: incident.map(|incident| since_fault(incident.opened_at).as_millis()),
             steps: struck.incident.as_ref().map_or(struck.steps, |d| d.steps.clone()),

@@ -29,6 +29,16 @@ pub enum Order {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ask: Option<Ask>,
     },
+    /// A failure that somebody else than the controller has noticed, such as a backup that met damage.
+    Report {
+        /// What it is.
+        scenario: Scenario,
+        /// Of what; the scenario's usual component if not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        component: Option<ComponentName>,
+        /// What was found.
+        finding: String,
+    },
     /// Begin the recovery of a failed or refused incident anew.
     Resume {
         /// Which.
@@ -112,7 +122,7 @@ impl Order {
             Self::Resume { incident }
             | Self::Approve { incident, .. }
             | Self::Reject { incident, .. } => incident.to_string(),
-            Self::Recover { scenario, .. } => scenario.to_string(),
+            Self::Recover { scenario, .. } | Self::Report { scenario, .. } => scenario.to_string(),
             Self::Restart { .. } => "components".to_owned(),
             Self::Scale { pool, .. } => pool.to_string(),
         }

@@ -43,8 +43,19 @@ pub struct Database {
     pub synchronous: bool,
     /// What brings data back that nobody has any more, if anything does.
     pub restorer: Option<SharedRestorer>,
+    /// What the recovery is about.
+    pub aim: Aim,
+}
+
+/// What a recovery of the database is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// The primary is lost.
+    Lost,
     /// A person wants what is in the vault, and not the data that is there.
-    pub from_vault: bool,
+    FromVault,
+    /// Pages of the primary are damaged: its data must not reign again.
+    Damaged,
 }
 
 impl Database {
@@ -83,6 +94,14 @@ impl Database {
             reign_for: now - view.since,
             patience,
         }
+    }
+
+    /// How many pages of the primary have failed their checksums, if any have.
+    #[must_use]
+    pub fn damaged(&self) -> Option<u64> {
+        let primary = self.authority.view().state.primary;
+        let beat = self.beat.borrow();
+        (beat.target == primary && beat.damaged > 0).then_some(beat.damaged)
     }
 
     /// How long the keeper may be silent before an incident is opened.

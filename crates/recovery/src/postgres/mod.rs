@@ -13,7 +13,7 @@ mod runbook;
 pub use authority::{Authority, Seen, View};
 pub use care::care;
 pub use choose::{Candidate, Choice, choose};
-pub use database::Database;
+pub use database::{Aim, Database};
 pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
 pub use fencing::{Proof, prove};
 pub use outline::OUTLINE;

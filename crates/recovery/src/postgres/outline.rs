@@ -18,11 +18,12 @@ pub static OUTLINE: [Outline; 10] = [
     Outline {
         name: "confirm",
         danger: Danger::Looks,
-        does: "Waits until more than one kind of sign says that the primary is lost: its keeper, SQL from outside, and what the standbys receive. If it works again, the recovery ends as a false alarm.",
+        does: "Waits until more than one kind of sign says that the primary is lost: its keeper, SQL from outside, and what the standbys receive. If it works again, the recovery ends as a false alarm. Where pages are damaged, the server counts those that fail their checksums, or a backup has met them.",
         verified: "The signs are in the journal, each with what it says.",
         by_hand: &[
             "resurgam status",
             "pg_isready --host 127.0.0.1 --port PORT_OF_THE_PRIMARY --timeout 2",
+            "psql --command \"SELECT datname, checksum_failures, checksum_last_failure FROM pg_stat_database\"",
             "# Kubernetes:",
             "kubectl --namespace dotnetagents get pods --selector app=postgres --output wide",
             "kubectl --namespace dotnetagents logs postgres-0 --tail 100 --previous",
@@ -117,7 +118,7 @@ pub static OUTLINE: [Outline; 10] = [
     Outline {
         name: "rebuild",
         danger: Danger::Dangerous,
-        does: "Makes the former primary a standby of the new one: with pg_rewind where that is enough, else with a base backup. What it alone had is given up here.",
+        does: "Makes the former primary a standby of the new one: with pg_rewind where that is enough, else with a base backup. What it alone had is given up here. Damaged data is moved aside and copied anew: a rewind would keep the damage.",
         verified: "It streams from the new primary.",
         by_hand: &[
             "pg_rewind --target-pgdata DATA_OF_THE_FORMER_PRIMARY --source-server \"host=NEW_PRIMARY user=postgres\" --progress",

@@ -23,11 +23,13 @@ pub struct Beat {
     pub sign: SqlSign,
     /// When the first of the failures in a row was.
     pub failing_since: Option<Timestamp>,
+    /// So many pages on its disk have failed their checksums, as it said last.
+    pub damaged: u64,
 }
 
 impl Default for Beat {
     fn default() -> Self {
-        Self { target: None, sign: SqlSign::NotTried, failing_since: None }
+        Self { target: None, sign: SqlSign::NotTried, failing_since: None, damaged: 0 }
     }
 }
 
@@ -64,7 +66,7 @@ pub async fn probe(
             loop {
                 let write = tokio::time::timeout(detection.timeout.0, write(&connected.client));
                 match write.await {
-                    Ok(Ok(())) => worked(&beat, &name),
+                    Ok(Ok(damaged)) => worked(&beat, &name, damaged),
                     Ok(Err(error)) => return Err(describe(&error)),
                     Err(_) => return Err(format!("no answer within {}", detection.timeout)),
                 }
@@ -87,9 +89,10 @@ pub async fn probe(
     }
 }
 
-fn worked(beat: &watch::Sender<Beat>, target: &ComponentName) {
+fn worked(beat: &watch::Sender<Beat>, target: &ComponentName, damaged: u64) {
     beat.send_if_modified(|beat| {
-        let new = Beat { target: Some(target.clone()), sign: SqlSign::Works, failing_since: None };
+        let (target, sign) = (Some(target.clone()), SqlSign::Works);
+        let new = Beat { target, sign, failing_since: None, damaged };
         let changed = *beat != new;
         *beat = new;
         changed
@@ -106,6 +109,7 @@ fn failed(beat: &watch::Sender<Beat>, target: &ComponentName, why: String) {
             target: Some(target.clone()),
             sign: SqlSign::Fails { times, why },
             failing_since: beat.failing_since.or_else(|| Some(Timestamp::now())),
+            damaged: beat.damaged,
         };
     });
 }
@@ -147,17 +151,21 @@ async fn connect(
     Ok(Connected { client, end })
 }
 
-async fn write(client: &Client) -> Result<(), tokio_postgres::Error> {
+/// So many pages have failed their checksums, which the server counts.
+async fn write(client: &Client) -> Result<u64, tokio_postgres::Error> {
     let sql =
         "UPDATE resurgam_probe.beat SET value = value + 1, at = now() WHERE id = 1 RETURNING value";
     let written: i64 = client.query_one(sql, &[]).await?.get(0);
     // In a transaction of its own: what was committed must be there.
-    let read: i64 =
-        client.query_one("SELECT value FROM resurgam_probe.beat WHERE id = 1", &[]).await?.get(0);
+    let sql = "SELECT value,
+            (SELECT coalesce(sum(checksum_failures), 0)::bigint FROM pg_stat_database)
+        FROM resurgam_probe.beat WHERE id = 1";
+    let row = client.query_one(sql, &[]).await?;
+    let (read, damaged): (i64, i64) = (row.get(0), row.get(1));
     if read < written {
         tracing::error!(written, read, "the probe read back less than it wrote");
     }
-    Ok(())
+    Ok(damaged.unsigned_abs())
 }
 
 /// What went wrong, in the server's words where it had any.

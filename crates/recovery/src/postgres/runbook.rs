@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::authority::{Seen, View};
 use super::choose::{Candidate, Choice, choose};
-use super::database::{Database, FRESH, LOOK};
+use super::database::{Aim, Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
 use super::fencing::{Proof, prove};
 use super::outline::{self, OUTLINE};
@@ -68,13 +68,13 @@ impl Step for Confirm {
         self.0.authority.lease() * 4 + Duration::from_secs(90)
     }
 
-    async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
-        confirm(&self.0).await
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        confirm(&self.0, so_far).await
     }
 }
 
 /// Waits until the signs agree on what is the matter.
-async fn confirm(database: &Database) -> Result<Done, Stop> {
+async fn confirm(database: &Database, so_far: &SoFar<'_>) -> Result<Done, Stop> {
     let mut well_since = None;
     loop {
         let state = database.authority.view().state;
@@ -83,6 +83,20 @@ async fn confirm(database: &Database) -> Result<Done, Stop> {
             let former = state.former.map(|name| name.to_string());
             return Ok(Done::skipped("nobody reigns").with(json!({ "former": former })));
         };
+        if database.aim == Aim::Damaged {
+            if so_far.incident.component != primary {
+                let text = format!("{} does not reign any more", so_far.incident.component);
+                return Err(Stop::FalseAlarm(text));
+            }
+            // The server does not count all that others find on its disk.
+            let detail = match database.damaged() {
+                Some(damaged) => {
+                    format!("{damaged} pages of {primary} have failed their checksums")
+                }
+                None => format!("{primary}: {}", so_far.incident.cause),
+            };
+            return Ok(Done::now(detail).with(json!({ "former": primary })));
+        }
         match diagnose(&database.signs(database.fence_patience())) {
             Verdict::Lost(signs) => {
                 let detail = format!("{primary} is lost: {}", signs.join("; "));
@@ -157,7 +171,7 @@ impl Step for Fence {
         if so_far.waited && database.authority.view().state.primary.as_ref() == Some(&former) {
             // People take their time, in which it may have come back.
             let patience = database.authority.lease() * 2 + Duration::from_secs(10);
-            tokio::time::timeout(patience, confirm(database)).await.map_err(|_| {
+            tokio::time::timeout(patience, confirm(database, so_far)).await.map_err(|_| {
                 Stop::Retry(format!("the signs do not agree any more that {former} is lost"))
             })??;
         }
@@ -276,7 +290,7 @@ impl Step for Choose {
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
         let former = name_in(so_far, "confirm", "former")?;
-        if database.from_vault && database.authority.view().state.primary.is_none() {
+        if database.aim == Aim::FromVault && database.authority.view().state.primary.is_none() {
             return self.take_from_vault(so_far, &former, "a person has ordered it").await;
         }
         let started = Instant::now();
@@ -304,7 +318,9 @@ impl Step for Choose {
                     return best.map(|choice| Ok((choice, false)));
                 }
                 // Whoever has everything may still come; and the former primary itself has.
-                let former_has_data = view.server(&former) == Some(&ServerState::Stopped)
+                let damaged = database.aim == Aim::Damaged;
+                let former_has_data = !damaged
+                    && view.server(&former) == Some(&ServerState::Stopped)
                     && view.seen.get(&former).is_some_and(|seen| seen.at.elapsed() < FRESH);
                 let waited = started.elapsed() > Duration::from_secs(5);
                 if former_has_data && (waited || database.authority.members().len() == 1) {
@@ -316,7 +332,8 @@ impl Step for Choose {
                     };
                     return Some(Ok((choice, false)));
                 }
-                let nothing = best.is_none() && nobody_has_data(view);
+                let alone = damaged && view.members == 1;
+                let nothing = best.is_none() && (alone || nobody_has_data(view));
                 (nothing || started.elapsed() > Duration::from_secs(30)).then_some(Err(best))
             })
             .await;
@@ -335,6 +352,9 @@ impl Step for Choose {
                 let how = if choice.name == former { "the only one with all data" } else { "the most advanced" };
                 Ok(Done::now(format!("{}, {how}: {loss}", choice.name))
                     .with(json!({ "chosen": choice.name, "loss_ms": choice.loss_ms, "loss_bytes": choice.loss_bytes })))
+            }
+            Err(None) if database.aim == Aim::Damaged && database.authority.members().len() == 1 => {
+                self.take_from_vault(so_far, &former, "its pages are damaged on disk").await
             }
             Err(None) if nobody_has_data(&database.authority.view()) => {
                 self.take_from_vault(so_far, &former, "nobody has its data any more").await
@@ -520,13 +540,26 @@ impl Step for Rebuild {
         if former == chosen {
             return Ok(Done::skipped(format!("{former} itself reigns again")));
         }
+        let mut did: Vec<String> = Vec::new();
+        let rests = database.authority.view().state.stopped.as_ref() == Some(&former);
+        if database.aim == Aim::Damaged && rests {
+            let Some(restorer) = &database.restorer else {
+                return Err(Stop::Refuse(format!("nobody can move the data of {former} aside")));
+            };
+            database
+                .until(|view| match view.server(&former) {
+                    Some(ServerState::Absent | ServerState::Stopped) => Some(()),
+                    _ => None,
+                })
+                .await;
+            did.push(restorer.set_aside(&former).await.map_err(Stop::Retry)?);
+        }
         database.authority.change(|state| {
             if state.stopped.as_ref() == Some(&former) {
                 state.stopped = None;
             }
         })?;
         let port = database.authority.members().get(&chosen).map(|address| address.port());
-        let mut did: Vec<String> = Vec::new();
         database
             .until(|view| {
                 let seen = view.seen.get(&former)?;

@@ -64,6 +64,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         ),
         Scenario::PostgresPrimary
         | Scenario::PostgresRestore
+        | Scenario::DatabaseCorruption
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -26,7 +26,9 @@ pub struct Outline {
 #[must_use]
 pub fn outline(scenario: Scenario) -> &'static [Outline] {
     match scenario {
-        Scenario::PostgresPrimary | Scenario::PostgresRestore => &crate::postgres::OUTLINE,
+        Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption => {
+            &crate::postgres::OUTLINE
+        }
         Scenario::KafkaBroker => &crate::brokers::KAFKA_BROKER,
         Scenario::KafkaCluster => &crate::brokers::KAFKA_CLUSTER,
         Scenario::RabbitMq => &crate::brokers::RABBITMQ,

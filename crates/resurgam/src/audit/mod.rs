@@ -89,8 +89,12 @@ pub(crate) fn audit(
         .filter(|scenario| {
             let database = plan.store.kind == StoreKind::Postgres;
             let has_bus = |bus| plan.bus.order.contains(&bus);
-            let of_database =
-                matches!(scenario, Scenario::PostgresPrimary | Scenario::PostgresRestore);
+            let of_database = matches!(
+                scenario,
+                Scenario::PostgresPrimary
+                    | Scenario::PostgresRestore
+                    | Scenario::DatabaseCorruption
+            );
             (!of_database || database) && bus_of(*scenario).is_none_or(has_bus)
         })
         .map(|scenario| reach(plan, scenario, gap, drills))
@@ -142,16 +146,16 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
             (None, "the database is run by somebody else, and not backed up from here".to_owned())
         }
         Scenario::FullCluster | Scenario::PostgresRestore => of_backups(),
-        Scenario::PostgresPrimary if plan.postgres.standbys == 0 => {
+        Scenario::PostgresPrimary | Scenario::DatabaseCorruption if plan.postgres.standbys == 0 => {
             let (reach, because) = of_backups();
             (reach, format!("there is no standby; {because}"))
         }
-        Scenario::PostgresPrimary if plan.postgres.synchronous => {
+        Scenario::PostgresPrimary | Scenario::DatabaseCorruption if plan.postgres.synchronous => {
             let patience = plan.postgres.degrade_after;
             (zero, format!("commits wait for a standby, while one was there within {patience}"))
         }
         // That a person is asked before more is given up bounds nothing: it is gone by then.
-        Scenario::PostgresPrimary => {
+        Scenario::PostgresPrimary | Scenario::DatabaseCorruption => {
             (None, "standbys follow without being waited for, however far behind".to_owned())
         }
         Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
@@ -240,10 +244,12 @@ fn practice(reach: &[Reach], drills: &[DrillReport], now: Timestamp, findings: &
 fn remedy(plan: &Plan, scenario: Scenario) -> String {
     let rpo = plan.objectives(scenario).rpo;
     match scenario {
-        Scenario::PostgresPrimary if plan.postgres.standbys > 0 => {
+        Scenario::PostgresPrimary | Scenario::DatabaseCorruption if plan.postgres.standbys > 0 => {
             "set postgres.synchronous = true".to_owned()
         }
-        Scenario::PostgresPrimary => "set postgres.standbys to 1 or more".to_owned(),
+        Scenario::PostgresPrimary | Scenario::DatabaseCorruption => {
+            "set postgres.standbys to 1 or more".to_owned()
+        }
         _ if plan.backup.vaults.is_empty() => "add a vault under [[backup.vaults]]".to_owned(),
         _ if !plan.backup.scheduled => "set backup.scheduled = true".to_owned(),
         _ => format!(

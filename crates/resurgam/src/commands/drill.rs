@@ -241,9 +241,7 @@ impl Ground {
                 "a drill's load needs workers with the built-in sha256; drill without --plan, or with a plan that has them",
             ));
         }
-        if matches!(scenario, Scenario::PostgresPrimary | Scenario::PostgresRestore)
-            && plan.store.kind != StoreKind::Postgres
-        {
+        if is_of_postgres(scenario) && plan.store.kind != StoreKind::Postgres {
             return Err(Failure::usage(format!(
                 "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
                 file.display()
@@ -251,7 +249,10 @@ impl Ground {
         }
         fits_brokers(&plan, scenario)?;
         let state_dir = loaded.state_dir();
-        let restores = matches!(scenario, Scenario::FullCluster | Scenario::PostgresRestore);
+        let restores = matches!(
+            scenario,
+            Scenario::FullCluster | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+        );
         if restores && plan.backup.vaults.is_empty() {
             return Err(Failure::usage(format!(
                 "the plan {} has no vault; {scenario} restores from one, so add it under [[backup.vaults]]",
@@ -353,10 +354,10 @@ fn temporary_brokers(scenario: Scenario) -> Result<&'static str, Failure> {
 
 fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failure> {
     let postgres = match (args.store.as_deref(), scenario) {
-        (Some("sqlite"), Scenario::PostgresPrimary | Scenario::PostgresRestore) => {
+        (Some("sqlite"), scenario) if is_of_postgres(scenario) => {
             return Err(Failure::usage(format!("{scenario} needs --store postgres")));
         }
-        (store, Scenario::PostgresPrimary | Scenario::PostgresRestore) => {
+        (store, scenario) if is_of_postgres(scenario) => {
             store.is_none_or(|store| store == "postgres")
         }
         (store, _) => store == Some("postgres"),
@@ -416,16 +417,24 @@ fn list(json: bool) -> Result<u8, Failure> {
     Ok(code::OK)
 }
 
+/// Nothing but PostgreSQL has it.
+fn is_of_postgres(scenario: Scenario) -> bool {
+    matches!(
+        scenario,
+        Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+    )
+}
+
 fn stores(scenario: Scenario) -> &'static [&'static str] {
     match scenario {
-        Scenario::PostgresPrimary | Scenario::PostgresRestore => &["postgres"],
+        scenario if is_of_postgres(scenario) => &["postgres"],
         _ => &["sqlite", "postgres"],
     }
 }
 
 fn faults(scenario: Scenario) -> Vec<&'static str> {
     let all = [FaultKind::Kill, FaultKind::Freeze];
-    all.into_iter().filter(|fault| fault.fits(scenario)).map(FaultKind::as_str).collect()
+    all.into_iter().filter(|fault| fault.fits(scenario)).map(|fault| fault.word(scenario)).collect()
 }
 
 /// The exit code that goes with a report.

@@ -77,7 +77,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         return Err(failure);
     }
     let standings = Arc::new(Standings::default());
-    let restorer = (!up.plan.backup.vaults.is_empty()).then(|| {
+    let restorer = up.postgres.is_some().then(|| {
         let (loaded, standings) = (loaded.clone(), Arc::clone(&standings));
         Arc::new(FromVaults { loaded, standings }) as SharedRestorer
     });

@@ -87,6 +87,7 @@ fn scenarios_are_listed() {
             "full-cluster",
             "postgres-primary",
             "postgres-restore",
+            "database-corruption",
             "full-stop",
             "kafka-cluster",
             "kafka-broker",
@@ -135,6 +136,27 @@ fn a_database_whose_data_are_gone_comes_back_with_the_log_after_the_backup() {
     assert!(chosen.contains("with the log after it"), "{chosen}");
     // The load goes on for seconds after the backup; the log has more than that.
     assert!(report["lost"].as_u64() < report["acknowledged"].as_u64(), "{report:#}");
+}
+
+#[test]
+fn a_backup_meets_damaged_pages_and_the_standby_takes_over() {
+    let report = drill(&["database-corruption"]);
+    is_complete(&report);
+    assert_eq!(report["result"], "recovered", "{report:#}");
+    assert_eq!(report["fault"], "damage");
+    assert_eq!(report["lost"], 0, "{report:#}");
+    assert_eq!(steps(&report), FAILOVER);
+    let step = |name: &str| {
+        let steps = report["steps"].as_array().unwrap();
+        steps.iter().find(|step| step["name"] == name).unwrap()["detail"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert!(step("confirm").contains("checksum verification failed"), "{report:#}");
+    // A rewind would keep the damage.
+    assert!(step("rebuild").contains("set-aside/damaged-postgres-0"), "{report:#}");
+    assert!(step("rebuild").contains("base backup"), "{report:#}");
 }
 
 #[test]

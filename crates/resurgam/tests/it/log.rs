@@ -1,6 +1,7 @@
 //! The log of PostgreSQL in a vault: what came after a backup comes back too.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use resurgam_model::Timestamp;
@@ -329,5 +330,40 @@ fn without_a_vault_to_restore_from_nothing_is_begun_anew() {
     let resumed = place.start(&["recover", "--resume", id]).end(&place, LONG);
     assert_eq!(resumed.status.code(), Some(0), "{resumed:?}");
     until("it is back", LONG, &place, || up.status(&place)?["ready"].as_bool()?.then_some(()));
+    up.process.stop(&place);
+}
+
+#[test]
+fn a_damaged_database_without_a_standby_is_restored() {
+    let place = place(POSTGRES);
+    let mut up = Up::ready(&place);
+    let address = api(&up, &place);
+    let mut all = tasks(&address, 0, 10);
+    back_up(&place);
+    all.extend(tasks(&address, 10, 20));
+    all_complete(&address, &all, &place);
+    let base = place.path("state/postgres/postgres-0/data/base");
+    let newest = fs::read_dir(&base)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
+        .max();
+    // The table of functions: nothing writes to it, so that nothing mends the damage.
+    let file = base.join(newest.unwrap().to_string()).join("1255");
+    let damaged = fs::File::options().write(true).open(&file).unwrap();
+    damaged.write_all_at(&[0x55; 64], 3 * 8192 + 4096).unwrap();
+
+    let refused = place.start(&["backup", "run"]).end(&place, LONG);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(refused.err.contains("is damaged on its disk"), "{refused:?}");
+    let incident = up.closed_incidents(&place, "database-corruption", &[]).remove(0);
+    assert_eq!(incident["state"], "recovered", "{incident:#}\n{}", place.logs());
+    let cause = incident["cause"].as_str().unwrap();
+    assert!(cause.contains("checksum verification failed in file"), "{cause}");
+    up.wait_ready(&place);
+    all_complete(&api(&up, &place), &all, &place);
+    let aside = fs::read_dir(place.path("state/set-aside")).unwrap().next().unwrap().unwrap();
+    assert!(aside.path().join("data/PG_VERSION").exists(), "what was damaged is kept");
+    // And it can be backed up again.
+    back_up(&place);
     up.process.stop(&place);
 }

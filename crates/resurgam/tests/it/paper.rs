@@ -5,10 +5,11 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 10] = [
+const SCENARIOS: [&str; 11] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
+    "database-corruption",
     "full-stop",
     "kafka-cluster",
     "kafka-broker",
