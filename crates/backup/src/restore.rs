@@ -119,6 +119,9 @@ impl Point {
             let (vault, action) = (vault.name().to_owned(), "give that");
             Err(Error::Vault { vault, action, reason })
         };
+        if backups.is_empty() {
+            return no("it has no backup; take one with: resurgam backup run".to_owned());
+        }
         match wish {
             Wish::Backup(id) => match backups.iter().find(|backup| backup.id == *id) {
                 Some(backup) => Self::of(vault, backup, ReplayTarget::Backup, timeline),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use resurgam_backup::Error;
 use resurgam_backup::log::segment::Segment;
-use resurgam_backup::log::ship::{self, Standings};
+use resurgam_backup::log::ship::Standings;
 use resurgam_backup::log::store::LogStore;
 use resurgam_backup::retention::{Verdict, decide};
 use resurgam_backup::scratch::{self, Found, Location};
@@ -17,7 +17,6 @@ use resurgam_backup::take::{Server, Source, gather, new_id};
 use resurgam_backup::vault::{Backup, Proof, Vault};
 use resurgam_client::Client;
 use resurgam_deployment::local::{ComponentSpec, LocalDeployment, Spawner, free_address};
-use resurgam_deployment::postgres::secrets::REPLICATOR;
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_deployment::{ComponentKind, Deployment};
 use resurgam_model::plan::StoreKind;
@@ -352,38 +351,6 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client, log: &Standings)
             tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
         }
     }
-}
-
-/// Ships the log of the plan's own PostgreSQL to its vaults, for as long as it is waited for.
-pub(crate) async fn ship_log(loaded: &Loaded, standings: &Standings) {
-    let backup = &loaded.plan().backup;
-    let owned = loaded.plan().store.kind == StoreKind::Postgres;
-    if !backup.continuous || backup.vaults.is_empty() || !owned {
-        return std::future::pending().await;
-    }
-    let server = match server(loaded) {
-        Ok(Some(server)) => server,
-        Ok(None) => return std::future::pending().await,
-        Err(failure) => {
-            tracing::error!(error = failure.message, "the log of the database cannot be stored");
-            return std::future::pending().await;
-        }
-    };
-    let vaults = backup.vaults.iter().map(|vault| {
-        let (planned, base) = (vault.clone(), base(loaded));
-        let deployment = loaded.plan().deployment.name.clone();
-        let open = move || Vault::of_plan(&planned, &deployment, &base).map(Arc::new);
-        (vault.name.to_string(), Arc::new(open) as ship::Open)
-    });
-    let source = ship::Source {
-        address: server.service,
-        user: REPLICATOR.to_owned(),
-        password: server.secrets.replicator.clone(),
-        spool: loaded.state_dir().join("log"),
-        vaults: vaults.collect(),
-        every: backup.ship_every.0,
-    };
-    ship::ship(&source, standings).await;
 }
 
 /// When the next backup is due: after the oldest of the last backups of all vaults, or at once when

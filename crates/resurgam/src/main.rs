@@ -10,6 +10,7 @@ mod junit;
 mod output;
 mod plan;
 mod restorer;
+mod shipping;
 mod shutdown;
 mod telemetry;
 

@@ -3,6 +3,7 @@
 mod authority;
 mod care;
 mod choose;
+mod choosing;
 mod database;
 mod diagnosis;
 mod fencing;

@@ -37,7 +37,7 @@ use crate::output;
 use crate::plan::Loaded;
 use crate::restorer::FromVaults;
 use crate::shutdown;
-use crate::{backups, brokers};
+use crate::{backups, brokers, shipping};
 
 /// The database, the roles' prefix and the state folder are the plan's; the rest of the names
 /// are those of the written procedure.
@@ -98,7 +98,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     ));
 
     let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?, &standings);
-    let shipping = backups::ship_log(&loaded, &standings);
+    let shipping = shipping::ship_log(&loaded, &standings);
     let serving =
         server::serve(up.listener, Arc::clone(&controller), up.token, std::future::pending());
     let outcome = tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use resurgam_model::Timestamp;
@@ -191,11 +192,7 @@ fn the_log_follows_a_failover() {
     back_up(&place);
     shipped(&place);
     let before = log(&place).unwrap()["timeline"].as_u64().unwrap();
-    let status = up.status(&place).unwrap();
-    let keeper =
-        status["components"].as_array().unwrap().iter().find(|c| c["name"] == "postgres-0");
-    let keeper = u32::try_from(keeper.unwrap()["pid"].as_u64().unwrap()).unwrap();
-    Process::find(keeper).unwrap().signal(Signal::KILL);
+    keeper(&up, &place).signal(Signal::KILL);
     up.closed_incidents(&place, "postgres-primary", &[]);
     up.wait_ready(&place);
     all.extend(tasks(&address, 10, 30));
@@ -245,12 +242,32 @@ fn damage_in_the_log_is_said_and_nothing_is_changed() {
     restore(&place, &[]);
 }
 
+/// The keeper of the first instance.
+fn keeper(up: &Up, place: &Place) -> Process {
+    let status = up.status(place).unwrap();
+    let components = status["components"].as_array().unwrap();
+    let keeper = components.iter().find(|c| c["name"] == "postgres-0").unwrap();
+    Process::find(u32::try_from(keeper["pid"].as_u64().unwrap()).unwrap()).unwrap()
+}
+
+/// Kills the first instance, and moves its data away before anybody can see it. Where they were is
+/// the answer.
+fn take_data_away(up: &Up, place: &Place, to: &Path) -> PathBuf {
+    let data = place.path("state/postgres/postgres-0/data");
+    let mut victims = vec![keeper(up, place)];
+    victims.extend(working_in(&data));
+    victims.iter().for_each(|process| process.signal(Signal::STOP));
+    fs::rename(&data, to).unwrap();
+    victims.iter().for_each(|process| process.signal(Signal::KILL));
+    data
+}
+
 /// Loses the database with its data, under a controller that dies at a step, and once more without.
 fn lost(place: &Place, fault: &str, tasks_before: &mut Vec<String>, number: u32) {
     let mut command = place.command(&["up"]);
     command.env("RESURGAM_RECOVERY_FAULT", fault);
     let mut up = Up { process: place.run(command) };
-    let status = up.wait_ready(place);
+    up.wait_ready(place);
     let known = incidents(&up, place);
     let address = api(&up, place);
     if tasks_before.is_empty() {
@@ -259,15 +276,8 @@ fn lost(place: &Place, fault: &str, tasks_before: &mut Vec<String>, number: u32)
     tasks_before.extend(tasks(&address, number * 10, number * 10 + 10));
     all_complete(&address, tasks_before, place);
     shipped(place);
-    let keeper =
-        status["components"].as_array().unwrap().iter().find(|c| c["name"] == "postgres-0");
-    let keeper = u32::try_from(keeper.unwrap()["pid"].as_u64().unwrap()).unwrap();
-    let data = place.path("state/postgres/postgres-0/data");
-    let mut victims = vec![Process::find(keeper).unwrap()];
-    victims.extend(working_in(&data));
-    victims.iter().for_each(|process| process.signal(Signal::STOP));
-    fs::remove_dir_all(&data).unwrap();
-    victims.iter().for_each(|process| process.signal(Signal::KILL));
+    take_data_away(&up, place, &place.path("away"));
+    fs::remove_dir_all(place.path("away")).unwrap();
     let died = up.process.end(place, LONG);
     let killed = std::os::unix::process::ExitStatusExt::signal(&died.status);
     assert_eq!(killed, Some(9), "{fault}: {died:?}\n{}", place.logs());
@@ -311,16 +321,7 @@ fn a_database_that_lost_its_data_is_restored_at_whatever_step_the_controller_die
 fn without_a_vault_to_restore_from_nothing_is_begun_anew() {
     let place = Place::new(&format!("[deployment]\nstate_dir = 'state'\n{POSTGRES}"));
     let up = Up::ready(&place);
-    let status = up.status(&place).unwrap();
-    let keeper =
-        status["components"].as_array().unwrap().iter().find(|c| c["name"] == "postgres-0");
-    let keeper = u32::try_from(keeper.unwrap()["pid"].as_u64().unwrap()).unwrap();
-    let data = place.path("state/postgres/postgres-0/data");
-    let mut victims = vec![Process::find(keeper).unwrap()];
-    victims.extend(working_in(&data));
-    victims.iter().for_each(|process| process.signal(Signal::STOP));
-    fs::rename(&data, place.path("away")).unwrap();
-    victims.iter().for_each(|process| process.signal(Signal::KILL));
+    let data = take_data_away(&up, &place, &place.path("away"));
     let incident = up.closed_incidents(&place, "postgres-primary", &[]).remove(0);
     assert_eq!(incident["state"], "refused", "{incident:#}\n{}", place.logs());
     assert!(!data.exists(), "no empty database takes the place of a lost one");
