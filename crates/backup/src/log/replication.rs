@@ -14,6 +14,7 @@ use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::backend::{ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
+use resurgam_model::Timestamp;
 use resurgam_model::database::Lsn;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -72,6 +73,8 @@ pub enum Event {
         start: Lsn,
         /// What the server had flushed when it sent them.
         flushed: Lsn,
+        /// When that was, by its clock.
+        sent: Timestamp,
         /// The bytes.
         bytes: Bytes,
     },
@@ -79,6 +82,8 @@ pub enum Event {
     Alive {
         /// Up to here.
         flushed: Lsn,
+        /// When that was, by its clock.
+        sent: Timestamp,
         /// It wants an answer.
         answer: bool,
     },
@@ -279,7 +284,7 @@ impl Replication {
     /// # Errors
     /// When the connection is lost.
     pub async fn report(&mut self, received: Lsn, stored: Lsn, ask: bool) -> Result<()> {
-        let now = resurgam_model::Timestamp::now().as_microsecond() - EPOCH * 1_000_000;
+        let now = Timestamp::now().as_microsecond() - EPOCH * 1_000_000;
         let mut body = BytesMut::with_capacity(34);
         body.put_u8(b'r');
         body.put_u64(received.0);
@@ -321,18 +326,24 @@ fn refused(body: &ErrorResponseBody) -> StreamError {
 
 fn event(mut bytes: Bytes) -> Result<Event> {
     let short = |_| StreamError::Odd("a message of the stream is too short".to_owned());
+    let moment = |micros: i64| {
+        let since_1970 = micros.saturating_add(EPOCH * 1_000_000);
+        Timestamp::from_microsecond(since_1970).map_err(|_| {
+            StreamError::Odd("a message of the stream has no sensible time".to_owned())
+        })
+    };
     match bytes.try_get_u8().map_err(short)? {
         b'w' => {
             let start = Lsn(bytes.try_get_u64().map_err(short)?);
             let flushed = Lsn(bytes.try_get_u64().map_err(short)?);
-            bytes.try_get_i64().map_err(short)?;
-            Ok(Event::Data { start, flushed, bytes })
+            let sent = moment(bytes.try_get_i64().map_err(short)?)?;
+            Ok(Event::Data { start, flushed, sent, bytes })
         }
         b'k' => {
             let flushed = Lsn(bytes.try_get_u64().map_err(short)?);
-            bytes.try_get_i64().map_err(short)?;
+            let sent = moment(bytes.try_get_i64().map_err(short)?)?;
             let answer = bytes.try_get_u8().map_err(short)? != 0;
-            Ok(Event::Alive { flushed, answer })
+            Ok(Event::Alive { flushed, sent, answer })
         }
         other => Err(StreamError::Odd(format!("a message of the stream of kind {other}"))),
     }

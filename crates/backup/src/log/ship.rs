@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use resurgam_model::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use super::contents::Has;
@@ -259,25 +258,26 @@ async fn stream(
             }
         };
         heard = Instant::now();
-        let flushed = match event {
-            Event::Data { start, flushed, bytes } => {
+        let (flushed, sent) = match event {
+            Event::Data { start, flushed, sent, bytes } => {
                 // Once in each segment this waits for the disk.
                 let (to, fills) = (Arc::clone(feed), feed.room() <= bytes.len());
                 let append = move || to.append(start, &bytes);
                 let appended = if fills { blocking(append).await } else { append() };
                 appended.map_err(|error| StreamError::Odd(error.to_string()))?;
-                flushed
+                (flushed, sent)
             }
-            Event::Alive { flushed, answer } => {
+            Event::Alive { flushed, sent, answer } => {
                 if answer {
                     let received = feed.end().unwrap_or_default();
                     connection.report(received, received, false).await?;
                 }
-                flushed
+                (flushed, sent)
             }
             Event::End => return Ok(()),
         };
-        feed.flushed(flushed, Timestamp::now());
+        // By the time at which it was so, not by that at which it is heard of.
+        feed.flushed(flushed, sent);
     }
 }
 
@@ -326,7 +326,7 @@ impl Shipper<'_> {
         let mut news = self.feed.news();
         let mut told = Instant::now().checked_sub(IDLE);
         let mut piece_at: Option<Instant> = None;
-        let mut has_gap = false;
+        let (mut has_gap, mut missed) = (false, false);
         loop {
             // Backups come and go.
             let changed = vault.snapshots_changed_at();
@@ -383,9 +383,11 @@ impl Shipper<'_> {
                     }
                     pieces.insert(from, to);
                     self.whole(&store, as_of, &mut None).await?;
+                    self.miss_base(&has, as_of, &mut missed);
                 }
                 Job::Nothing(as_of) => {
                     self.whole(&store, as_of, &mut told).await?;
+                    self.miss_base(&has, as_of, &mut missed);
                     let _ = tokio::time::timeout(ASK, news.changed()).await;
                 }
             }
@@ -408,6 +410,14 @@ impl Shipper<'_> {
             blocking(move || store.put_as_of(&as_of)).await?;
         }
         Ok(())
+    }
+
+    /// Asks for a base backup when there is none of this database, so that its log is of no use.
+    fn miss_base(&self, has: &Has, as_of: Option<AsOf>, missed: &mut bool) {
+        if as_of.is_some() && has.bases.is_empty() && !*missed {
+            *missed = true;
+            self.standings.gap.notify_one();
+        }
     }
 
     fn note(&self, gap: bool, has_gap: &mut bool) {

@@ -35,7 +35,7 @@ pub struct LogReport {
     pub bytes: u64,
     /// Up to when it is whole.
     pub as_of: Option<AsOf>,
-    /// The newest backup cannot be brought further by it.
+    /// It comes, and the newest backup cannot be brought further by it.
     pub broken: bool,
 }
 
@@ -67,29 +67,33 @@ impl Vault {
         systems(&self.path, &self.deployment)
     }
 
-    /// What can be said of each log that is there.
+    /// What can be said of each log that is there; that which came last is the last.
     ///
     /// # Errors
     /// When the vault cannot be read.
     pub fn log_reports(&self) -> Result<Vec<LogReport>> {
         let backups = self.backups()?;
-        let newest = backups.first().and_then(|backup| backup.manifest.log.as_ref());
         let mut reports = Vec::new();
         for system in self.logs()? {
             let (store, as_of) = self.any_log(&system)?;
             let contents = store.contents()?;
             let segments: BTreeSet<_> =
                 contents.whole.iter().chain(contents.pieces.keys()).collect();
-            let ours = newest.is_some_and(|range| range.system == system);
             reports.push(LogReport {
                 vault: self.name.clone(),
                 timeline: contents.newest_timeline(),
                 segments: segments.len(),
                 bytes: store.bytes()?,
                 as_of,
-                broken: ours && self.log_is_broken(&backups)?,
+                broken: false,
                 system,
             });
+        }
+        // Only the one that comes can be of no use: the others came to their end.
+        let at = |report: &LogReport| report.as_of.map(|as_of| as_of.at);
+        reports.sort_by_key(at);
+        if let Some(last) = reports.last_mut() {
+            last.broken = self.log_is_broken(&backups)?;
         }
         Ok(reports)
     }
@@ -121,19 +125,25 @@ impl Vault {
     }
 
     /// Whether the log that comes is of no use to the newest of these backups, so that another one
-    /// is needed. Not so while no log has come at all.
+    /// is needed: it has a gap, or is that of another database. Not so while none has come at all.
     ///
     /// # Errors
     /// When the vault cannot be read.
     pub fn log_is_broken(&self, backups: &[Backup]) -> Result<bool> {
         let good = |backup: &&Backup| !matches!(backup.proof, Proof::Bad(_));
         let Some(newest) = backups.iter().find(good) else { return Ok(false) };
-        let systems = self.logs()?;
-        match &newest.manifest.log {
-            Some(range) if systems.contains(&range.system) => {
+        let mut latest = None;
+        for system in self.logs()? {
+            let at = self.any_log(&system)?.1.map(|as_of| as_of.at);
+            latest = latest.max(Some((at, system)));
+        }
+        match (&newest.manifest.log, latest) {
+            (_, None) => Ok(false),
+            // The log that comes is that of another database.
+            (Some(range), Some((_, system))) if range.system == system => {
                 Ok(self.log(&range.system, size_of(range)?)?.way(range, None)?.is_broken())
             }
-            _ => Ok(!systems.is_empty()),
+            _ => Ok(true),
         }
     }
 

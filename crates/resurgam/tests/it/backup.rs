@@ -19,7 +19,7 @@ pub(crate) fn place(more: &str) -> Place {
     scheduled(&format!("{more}[backup]\nscheduled = false\n"))
 }
 
-fn scheduled(more: &str) -> Place {
+pub(crate) fn scheduled(more: &str) -> Place {
     let place = Place::new(&format!("[deployment]\nstate_dir = 'state'\n{more}{VAULT}"));
     fs::write(place.path("password"), "correct horse\n").unwrap();
     let made = place.finish(&["vault", "init"]);

@@ -10,7 +10,7 @@ use resurgam_recovery::drill::fault::{Process, working_in};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::backup::{api, back_up, place, restore, tasks};
+use crate::backup::{api, back_up, place, restore, scheduled, tasks};
 use crate::harness::{LONG, Place, SHORT, Up, all_complete, until};
 use crate::http;
 
@@ -366,5 +366,29 @@ fn a_damaged_database_without_a_standby_is_restored() {
     assert!(aside.path().join("data/PG_VERSION").exists(), "what was damaged is kept");
     // And it can be backed up again.
     back_up(&place);
+    up.process.stop(&place);
+}
+
+#[test]
+fn a_new_database_beside_an_old_ones_backups_gets_a_backup_of_its_own_at_once() {
+    // The schedule is far away, so that what is taken is taken for another reason.
+    let place = scheduled(&format!(
+        "{POSTGRES}[backup]\nschedule = '0 0 1 1 *'\njitter = '0s'\nverify = false\n"
+    ));
+    let count = |wanted: usize| {
+        until(&format!("{wanted} backups"), LONG, &place, || {
+            let list = place.finish(&["backup", "list", "--json"]).json();
+            (list.as_array()?.len() == wanted).then_some(())
+        });
+    };
+    let up = Up::ready(&place);
+    count(1);
+    shipped(&place);
+    kill(up, &place);
+    fs::remove_dir_all(place.path("state")).unwrap();
+    let up = Up::ready(&place);
+    count(2);
+    shipped(&place);
+    assert!(!log(&place).unwrap()["broken"].as_bool().unwrap());
     up.process.stop(&place);
 }
