@@ -463,11 +463,14 @@ pub(crate) async fn doomed(loaded: &Loaded, vault: &Arc<Vault>) -> Result<Doomed
     let all = blocking(move || opened.backups()).await?;
     let plan = &loaded.plan().backup;
     let zone = TimeZone::get(&plan.timezone).unwrap_or(TimeZone::UTC);
-    let verdicts = decide(&all, plan.retention, &zone, Timestamp::now());
+    let now = Timestamp::now();
+    let verdicts = decide(&all, plan.retention, &zone, now);
+    let days = std::time::Duration::from_secs(u64::from(plan.log_days) * 86_400);
+    let since = now.checked_sub(days).unwrap_or(Timestamp::MIN);
     let stays = |backup: &Backup| verdicts.iter().any(|v| v.keep && v.id == backup.id);
     let kept: Vec<_> = all.into_iter().filter(stays).collect();
     let vault = Arc::clone(vault);
-    let log = blocking(move || vault.unneeded_log(&kept)).await?;
+    let log = blocking(move || vault.unneeded_log(&kept, since)).await?;
     Ok(Doomed { verdicts, log })
 }
 

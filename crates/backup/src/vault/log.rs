@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use age::x25519;
+use resurgam_model::Timestamp;
+use resurgam_model::database::Lsn;
 use rustic_core::repofile::SnapshotFile;
 use rustic_core::{BackupOptions, OpenStatus, PathList, Repository, SnapshotOptions};
 use serde::Serialize;
@@ -37,6 +39,24 @@ pub struct LogReport {
     pub as_of: Option<AsOf>,
     /// It comes, and the newest backup cannot be brought further by it.
     pub broken: bool,
+}
+
+/// From where on the log of a database is needed: to bring it to any moment after `since`, one
+/// needs the backups since then and the one before. The newest that is good and the newest that is
+/// verified can be brought to the end in any case. Older backups are whole without it: each has the
+/// log in it that it needs.
+fn log_from(kept: &[Backup], system: &str, since: Timestamp) -> Option<Lsn> {
+    let mut ours: Vec<_> = kept
+        .iter()
+        .filter_map(|backup| Some((backup, backup.manifest.log.as_ref()?)))
+        .filter(|(_, range)| range.system == system)
+        .collect();
+    ours.sort_by_key(|(backup, _)| std::cmp::Reverse(backup.taken_at));
+    let within = ours.iter().filter(|(backup, _)| backup.taken_at >= since);
+    let before = ours.iter().find(|(backup, _)| backup.taken_at < since);
+    let good = ours.iter().find(|(backup, _)| !matches!(backup.proof, Proof::Bad(_)));
+    let verified = ours.iter().find(|(backup, _)| matches!(backup.proof, Proof::Verified(_)));
+    within.chain(before).chain(good).chain(verified).map(|(_, range)| range.start).min()
 }
 
 impl Vault {
@@ -147,21 +167,24 @@ impl Vault {
         }
     }
 
-    /// The segments of logs that none of the backups needs which are kept: those before the oldest
-    /// of them, and logs that ended before it. All of it, when nothing is kept, stays.
+    /// The segments of logs that are not needed to bring one of these backups, which are kept, to a
+    /// moment after `since`: see [`log_from`]. Logs that ended before the oldest of them are not needed
+    /// either. All of it stays when nothing is kept.
     ///
     /// # Errors
     /// When the vault cannot be read.
-    pub fn unneeded_log(&self, kept: &[Backup]) -> Result<Vec<(LogStore, Vec<Segment>)>> {
+    pub fn unneeded_log(
+        &self,
+        kept: &[Backup],
+        since: Timestamp,
+    ) -> Result<Vec<(LogStore, Vec<Segment>)>> {
         let Some(oldest) = kept.iter().map(|backup| backup.taken_at).min() else {
             return Ok(Vec::new());
         };
         let mut unneeded = Vec::new();
         for system in self.logs()? {
-            let ranges = kept.iter().filter_map(|backup| backup.manifest.log.as_ref());
-            let ours: Vec<_> = ranges.filter(|range| range.system == system).collect();
             let (store, as_of) = self.any_log(&system)?;
-            let first = ours.iter().map(|range| store.size().number(range.start)).min();
+            let first = log_from(kept, &system, since).map(|at| store.size().number(at));
             let before = match first {
                 Some(first) => first,
                 None if as_of.is_some_and(|as_of| as_of.at < oldest) => u64::MAX,
@@ -229,5 +252,41 @@ impl Vault {
             Some(stored) if stored.to_public() == key.to_public() => Ok(stored),
             _ => Err(self.failed("be written")("the key to the log was not stored".to_owned())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Manifest;
+
+    fn backup(day: i64, proof: Proof) -> Backup {
+        let taken_at = Timestamp::from_second(day * 86_400).unwrap();
+        let log = Some(LogRange {
+            system: "7".to_owned(),
+            timeline: 1,
+            start: Lsn(day.unsigned_abs() * 1000),
+            end: Lsn(day.unsigned_abs() * 1000 + 9),
+            segment_bytes: 16 << 20,
+        });
+        let manifest = Manifest { log, ..Manifest::default() };
+        Backup { proof, manifest, ..Backup::of(&day.to_string(), taken_at) }
+    }
+
+    #[test]
+    fn old_backups_stay_without_the_log_between_them() {
+        let since = Timestamp::from_second(100 * 86_400).unwrap();
+        let verified = || Proof::Verified(since);
+        let from = |kept: &[Backup]| log_from(kept, "7", since).map(|at| at.0 / 1000);
+        assert_eq!(from(&[]), None);
+        assert_eq!(log_from(&[backup(5, verified())], "8", since), None);
+        let kept = [10, 40, 98, 101, 102].map(|day| backup(day, verified()));
+        assert_eq!(from(&kept), Some(98), "from there any moment since then is reached");
+        let kept = [backup(10, verified()), backup(101, Proof::None)];
+        assert_eq!(from(&kept), Some(10), "the one before is the only way to the first day");
+        let bad = Proof::Bad("so".to_owned());
+        let kept = [backup(10, verified()), backup(40, Proof::None), backup(99, bad)];
+        assert_eq!(from(&kept), Some(10), "the newest verified one can be brought to the end");
+        assert_eq!(from(&[backup(3, verified())]), Some(3));
     }
 }

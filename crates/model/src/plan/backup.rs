@@ -32,6 +32,8 @@ pub struct Backup {
     pub ship_every: Duration,
     /// How long.
     pub retention: Retention,
+    /// For so many past days the log is kept, so that any moment in them can be restored.
+    pub log_days: u32,
     /// Where to; none for no backups.
     pub vaults: Vec<Vault>,
 }
@@ -47,6 +49,7 @@ impl Default for Backup {
             continuous: true,
             ship_every: Duration::from_secs(2),
             retention: Retention::default(),
+            log_days: 7,
             vaults: Vec::new(),
         }
     }
@@ -114,6 +117,9 @@ impl Backup {
         }
         if [daily, weekly, monthly].iter().any(|count| *count > 10_000) {
             return no("retention", "must be at most 10000 of each");
+        }
+        if !(1..=10_000).contains(&self.log_days) {
+            return no("log_days", "must be from 1 to 10000");
         }
         let mut names = BTreeSet::new();
         for vault in &self.vaults {

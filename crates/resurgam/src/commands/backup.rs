@@ -323,7 +323,9 @@ async fn prune(args: &PruneArgs) -> Result<u8, Failure> {
         let count = doomed.gone().count();
         let segments: usize = doomed.log.iter().map(|(_, segments)| segments.len()).sum();
         if segments > 0 {
-            output::note(&format!("{segments} segments of the log are older than what stays"));
+            output::note(&format!(
+                "{segments} segments of the log are older than backup.log_days asks for"
+            ));
         }
         if count == 0 && segments == 0 {
             output::note("nothing is to be removed");
