@@ -135,7 +135,11 @@ impl Drill<'_> {
         self.log_is_shipped().await?;
         self.subject.command(&["backup", "run"]).await?;
         self.log_is_shipped().await?;
-        tokio::time::sleep(AFTER_BACKUP).await;
+        // Not in step with what is shipped every so often: that would always meet the same moment of it.
+        let every = self.subject.plan().backup.ship_every.0;
+        let nanos = Timestamp::now().subsec_nanosecond().unsigned_abs();
+        let share = f64::from(nanos) / 1e9;
+        tokio::time::sleep(AFTER_BACKUP + every.mul_f64(share)).await;
         Ok(())
     }
 
