@@ -71,18 +71,18 @@ pub enum Event {
     Data {
         /// Where they begin.
         start: Lsn,
-        /// What the server had flushed when it sent them.
+        /// What the server had flushed just before it sent them.
         flushed: Lsn,
-        /// When that was, by its clock.
+        /// When it sent them, by its clock.
         sent: Timestamp,
         /// The bytes.
         bytes: Bytes,
     },
-    /// The server is there, and has flushed up to here.
+    /// The server is there.
     Alive {
-        /// Up to here.
-        flushed: Lsn,
-        /// When that was, by its clock.
+        /// Up to here it has sent the log; not: up to here it has flushed it.
+        end: Lsn,
+        /// When it said so, by its clock.
         sent: Timestamp,
         /// It wants an answer.
         answer: bool,
@@ -340,10 +340,10 @@ fn event(mut bytes: Bytes) -> Result<Event> {
             Ok(Event::Data { start, flushed, sent, bytes })
         }
         b'k' => {
-            let flushed = Lsn(bytes.try_get_u64().map_err(short)?);
+            let end = Lsn(bytes.try_get_u64().map_err(short)?);
             let sent = moment(bytes.try_get_i64().map_err(short)?)?;
             let answer = bytes.try_get_u8().map_err(short)? != 0;
-            Ok(Event::Alive { flushed, sent, answer })
+            Ok(Event::Alive { end, sent, answer })
         }
         other => Err(StreamError::Odd(format!("a message of the stream of kind {other}"))),
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
+use super::caught_up::CaughtUp;
 use super::contents::Has;
 use super::feed::{Feed, Job, MOST};
 use super::replication::{Event, Replication, StreamError};
@@ -239,6 +240,8 @@ async fn stream(
 ) -> Result<(), StreamError> {
     let mut ask = tokio::time::interval(ASK);
     let mut heard = Instant::now();
+    let mut caught_up = CaughtUp::default();
+    let mut asked = false;
     loop {
         let event = tokio::select! {
             event = connection.next() => event?,
@@ -253,31 +256,36 @@ async fn stream(
                 }
                 let least = wants.into_iter().min().unwrap_or(0);
                 let stored = feed.size().start(least).min(received);
-                connection.report(received, stored, true).await?;
+                // One question at a time: two answers in one go would say nothing.
+                connection.report(received, stored, !asked).await?;
+                asked = true;
                 continue;
             }
         };
         heard = Instant::now();
-        let (flushed, sent) = match event {
+        // By the time at which it was so, not by that at which it is heard of.
+        let (flushed, at) = match event {
             Event::Data { start, flushed, sent, bytes } => {
                 // Once in each segment this waits for the disk.
                 let (to, fills) = (Arc::clone(feed), feed.room() <= bytes.len());
                 let append = move || to.append(start, &bytes);
                 let appended = if fills { blocking(append).await } else { append() };
                 appended.map_err(|error| StreamError::Odd(error.to_string()))?;
-                (flushed, sent)
+                (flushed, caught_up.data(sent))
             }
-            Event::Alive { flushed, sent, answer } => {
+            Event::Alive { end, sent, answer } => {
+                asked = false;
                 if answer {
                     let received = feed.end().unwrap_or_default();
                     connection.report(received, received, false).await?;
                 }
-                (flushed, sent)
+                (end, caught_up.answer(sent))
             }
             Event::End => return Ok(()),
         };
-        // By the time at which it was so, not by that at which it is heard of.
-        feed.flushed(flushed, sent);
+        if let Some(at) = at {
+            feed.flushed(flushed, at);
+        }
     }
 }
 
