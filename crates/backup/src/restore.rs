@@ -296,7 +296,8 @@ impl Target {
         fs::File::open(&content)
             .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
             .map_err(Error::path("cannot sync", &content))?;
-        let now = resurgam_model::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        // As fine as it gets: two restores within a second must not share a folder.
+        let now = resurgam_model::Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
         let aside = self.state.join("set-aside").join(format!("before-{}-{now}", backup.id));
         let fresh_checkpoints = point.moves_on(component);
         Ok(Prepared { staging, content, aside, component, reached, fresh_checkpoints })
@@ -457,7 +458,7 @@ impl Target {
         if !data.exists() {
             return Ok(None);
         }
-        let now = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        let now = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
         let aside = self.state.join("set-aside").join(format!("{why}-{instance}-{now}"));
         make(aside.parent().unwrap_or(&aside), 0o700)?;
         make(&aside, 0o700)?;
