@@ -422,13 +422,23 @@ impl Controller {
     }
 
     /// Another scenario of the database than this has an incident: two recoveries of one database
-    /// would get into each other's way.
+    /// would get into each other's way. The loss of the primary gives way only to one that acts: while
+    /// that waits for people, the database must not.
     pub(crate) fn database_is_recovering(&self, scenario: Scenario) -> Result<bool> {
-        let open = self.parts.journal.open_incidents()?;
-        let other = |incident: &Incident| {
-            incident.scenario != scenario && is_of_database(incident.scenario)
-        };
-        Ok(is_of_database(scenario) && open.iter().any(other))
+        if !is_of_database(scenario) {
+            return Ok(false);
+        }
+        for other in self.parts.journal.open_incidents()? {
+            if other.scenario == scenario || !is_of_database(other.scenario) {
+                continue;
+            }
+            let yields = scenario == Scenario::PostgresPrimary
+                && !postgres::has_begun(&self.parts.journal.steps(other.id)?);
+            if !yields {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What a recovery of this scenario is about when nobody says more.
@@ -452,8 +462,11 @@ impl Controller {
         for incident in self.parts.journal.open_incidents()? {
             // A route ends with the process: one that a controller before this one has set is
             // set again.
-            recovering |= is_of_database(incident.scenario)
-                && !postgres::is_rerouted(&self.parts.journal.steps(incident.id)?);
+            if is_of_database(incident.scenario) {
+                let steps = self.parts.journal.steps(incident.id)?;
+                // One that waits for people before it acts has changed nothing yet.
+                recovering |= postgres::has_begun(&steps) && !postgres::is_rerouted(&steps);
+            }
         }
         let view = authority.view();
         if !recovering

@@ -18,6 +18,9 @@ use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 /// Chooses the most advanced standby, and says what would be lost.
 pub(super) struct Choose(pub(super) Database);
 
+/// Why a damaged primary needs another one's data.
+pub(super) const DAMAGED: &str = "its pages are damaged on disk";
+
 /// Every instance says that it has no data.
 fn nobody_has_data(view: &View) -> bool {
     let absent = |seen: &Seen| {
@@ -26,49 +29,49 @@ fn nobody_has_data(view: &View) -> bool {
     view.seen.len() == view.members && view.seen.values().all(absent)
 }
 
-impl Choose {
-    /// What the vaults have, if that is not too old.
-    async fn take_from_vault(
-        &self,
-        so_far: &SoFar<'_>,
-        former: &ComponentName,
-        why: &str,
-    ) -> Result<Done, Stop> {
-        let Some(restorer) = &self.0.restorer else {
-            return Err(Stop::Refuse(format!(
-                "{why}, and the plan has no vault to restore from; bring an instance back and start the recovery again"
-            )));
-        };
-        let offer = restorer.best().await.map_err(|why_not| {
-            Stop::Refuse(format!(
-                "{why}, and nothing can be restored: {why_not}; bring an instance or a vault back and start the recovery again"
-            ))
-        })?;
-        let loss = so_far.incident.first_sign.duration_since(offer.until);
-        let loss = Duration::try_from(loss).unwrap_or_default();
-        let rpo = self.0.objectives.rpo;
-        // In whole seconds, so that it stays the same for as long as the matter does.
-        let question = format!(
-            "{why}; there is {}, but up to {} s of acknowledged writes would be lost, and the objective allows {rpo}. Shall it be restored all the same?",
-            offer.what,
-            loss.as_millis().div_ceil(1000)
-        );
-        if loss > rpo.0 && !so_far.agreed.contains(&question) {
-            return Err(Stop::Ask(question));
-        }
-        let allowed = match loss > rpo.0 {
-            true => "as people have agreed".to_owned(),
-            false => format!("which the objective of {rpo} allows"),
-        };
-        let detail = format!(
-            "{why}: {former} gets {}; up to {} ms may be missing, {allowed}",
-            offer.what,
-            loss.as_millis()
-        );
-        Ok(Done::now(detail).with(json!({ "chosen": former, "restore": offer })))
+/// What the vaults have, if that is not too old.
+pub(super) async fn from_vault(
+    database: &Database,
+    so_far: &SoFar<'_>,
+    former: &ComponentName,
+    why: &str,
+) -> Result<Done, Stop> {
+    let Some(restorer) = &database.restorer else {
+        return Err(Stop::Refuse(format!(
+            "{why}, and the plan has no vault to restore from; bring an instance back and start the recovery again"
+        )));
+    };
+    let offer = restorer.best().await.map_err(|why_not| {
+        Stop::Refuse(format!(
+            "{why}, and nothing can be restored: {why_not}; bring an instance or a vault back and start the recovery again"
+        ))
+    })?;
+    let loss = so_far.incident.first_sign.duration_since(offer.until);
+    let loss = Duration::try_from(loss).unwrap_or_default();
+    let rpo = database.objectives.rpo;
+    // In whole seconds, so that it stays the same for as long as the matter does.
+    let question = format!(
+        "{why}; there is {}, but up to {} s of acknowledged writes would be lost, and the objective allows {rpo}. Shall it be restored all the same?",
+        offer.what,
+        loss.as_millis().div_ceil(1000)
+    );
+    if loss > rpo.0 && !so_far.agreed.contains(&question) {
+        return Err(Stop::Ask(question));
     }
+    let allowed = match loss > rpo.0 {
+        true => "as people have agreed".to_owned(),
+        false => format!("which the objective of {rpo} allows"),
+    };
+    let detail = format!(
+        "{why}: {former} gets {}; up to {} ms may be missing, {allowed}",
+        offer.what,
+        loss.as_millis()
+    );
+    Ok(Done::now(detail).with(json!({ "chosen": former, "restore": offer })))
+}
 
-    fn candidates(view: &View) -> Vec<Candidate> {
+impl Choose {
+    pub(super) fn candidates(view: &View) -> Vec<Candidate> {
         view.seen
             .iter()
             .filter(|(name, seen)| {
@@ -102,7 +105,7 @@ impl Step for Choose {
         let database = &self.0;
         let former = name_in(so_far, "confirm", "former")?;
         if database.aim == Aim::FromVault && database.authority.view().state.primary.is_none() {
-            return self.take_from_vault(so_far, &former, "a person has ordered it").await;
+            return from_vault(database, so_far, &former, "a person has ordered it").await;
         }
         let started = Instant::now();
         // Up to the first sign the primary may have acknowledged writes.
@@ -165,10 +168,10 @@ impl Step for Choose {
                     .with(json!({ "chosen": choice.name, "loss_ms": choice.loss_ms, "loss_bytes": choice.loss_bytes })))
             }
             Err(None) if database.aim == Aim::Damaged && database.authority.members().len() == 1 => {
-                self.take_from_vault(so_far, &former, "its pages are damaged on disk").await
+                from_vault(database, so_far, &former, DAMAGED).await
             }
             Err(None) if nobody_has_data(&database.authority.view()) => {
-                self.take_from_vault(so_far, &former, "nobody has its data any more").await
+                from_vault(database, so_far, &former, "nobody has its data any more").await
             }
             // Whoever cannot be asked may have everything.
             Err(None) => Err(Stop::Refuse(

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use resurgam_deployment::Deployment;
 use resurgam_deployment::postgres::wire::ServerState;
-use resurgam_model::{ComponentName, Objectives};
+use resurgam_model::{ComponentName, IncidentId, Objectives, Scenario};
 use tokio::sync::watch;
 
 use super::authority::{Authority, View};
 use super::diagnosis::{KeeperSign, Signs, SqlSign, StandbySign};
 use super::probe::Beat;
+use super::runbook::has_begun;
 use crate::health::Readiness;
 use crate::journal::Journal;
 use crate::restorer::SharedRestorer;
@@ -102,6 +103,20 @@ impl Database {
         let primary = self.authority.view().state.primary;
         let beat = self.beat.borrow();
         (beat.target == primary && beat.damaged > 0).then_some(beat.damaged)
+    }
+
+    /// Another incident than this has begun to recover from the loss of the primary.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn loss_is_recovered(&self, than: IncidentId) -> crate::Result<bool> {
+        for incident in self.journal.open_incidents()? {
+            let other = incident.id != than && incident.scenario == Scenario::PostgresPrimary;
+            if other && has_begun(&self.journal.steps(incident.id)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// How long the keeper may be silent before an incident is opened.

@@ -19,4 +19,4 @@ pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
 pub use fencing::{Proof, prove};
 pub use outline::OUTLINE;
 pub use probe::{Beat, probe};
-pub use runbook::{SERVICE, is_rerouted, steps};
+pub use runbook::{SERVICE, has_begun, is_rerouted, steps};

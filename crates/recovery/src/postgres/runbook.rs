@@ -11,7 +11,7 @@ use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Timestamp};
 use serde_json::json;
 
-use super::choosing::{Choose, Restore};
+use super::choosing::{Choose, DAMAGED, Restore, from_vault};
 use super::database::{Aim, Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
 use super::fencing::{Proof, prove};
@@ -51,6 +51,13 @@ pub(super) fn name_in(so_far: &SoFar<'_>, step: &str, key: &str) -> Result<Compo
     let value = so_far.output(step).and_then(|output| output.get(key)).and_then(|v| v.as_str());
     let missing = || Stop::Retry(format!("the journal has no {key} of the step {step}"));
     value.and_then(|text| ComponentName::new(text).ok()).ok_or_else(missing)
+}
+
+/// Whether the recovery has begun to act: until then the database is as it was.
+#[must_use]
+pub fn has_begun(steps: &[StepRecord]) -> bool {
+    let fence = OUTLINE[outline::FENCE].name;
+    steps.iter().any(|step| step.name == fence && step.status != StepStatus::Waiting)
 }
 
 /// Is it really lost? More than one sign must say so.
@@ -93,6 +100,17 @@ async fn confirm(database: &Database, so_far: &SoFar<'_>) -> Result<Done, Stop> 
                 }
                 None => format!("{primary}: {}", so_far.incident.cause),
             };
+            // It still works, so nothing is begun that could not be brought to its end.
+            let view = database.authority.view();
+            match (Choose::candidates(&view).is_empty(), view.members) {
+                (false, _) => {}
+                (true, 1) => drop(from_vault(database, so_far, &primary, DAMAGED).await?),
+                (true, _) => {
+                    return Err(Stop::Refuse(format!(
+                        "no standby can take over from {primary}, which goes on; start the recovery again when one streams"
+                    )));
+                }
+            }
             return Ok(Done::now(detail).with(json!({ "former": primary })));
         }
         match diagnose(&database.signs(database.fence_patience())) {
@@ -166,6 +184,9 @@ impl Step for Fence {
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
         let former = name_in(so_far, "confirm", "former")?;
+        if database.aim != Aim::Lost && database.loss_is_recovered(so_far.incident.id)? {
+            return Err(Stop::Retry("the loss of the primary is being recovered from".to_owned()));
+        }
         if so_far.waited && database.authority.view().state.primary.as_ref() == Some(&former) {
             // People take their time, in which it may have come back.
             let patience = database.authority.lease() * 2 + Duration::from_secs(10);

@@ -5,13 +5,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use resurgam_model::Timestamp;
+use resurgam_model::{Scenario, Timestamp};
 use resurgam_recovery::drill::fault::{Process, working_in};
+use resurgam_recovery::journal::Journal;
+use resurgam_recovery::journal::orders::{Order, Ordered};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::backup::{api, back_up, place, restore, scheduled, tasks};
-use crate::harness::{LONG, Place, SHORT, Up, all_complete, until};
+use crate::harness::{LONG, Place, SHORT, Up, all_complete, submit, until};
 use crate::http;
 
 const POSTGRES: &str = "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n";
@@ -37,6 +39,13 @@ fn kill(up: Up, place: &Place) {
     until("everything dies with it", SHORT, place, || place.processes().is_empty().then_some(()));
 }
 
+/// Kills everything, takes the state folder away, and restores the last moment that the vault has.
+fn lose_everything(up: Up, place: &Place) {
+    kill(up, place);
+    fs::remove_dir_all(place.path("state")).unwrap();
+    restore(place, &[]);
+}
+
 fn known(address: &str, tasks: &[String]) -> usize {
     let known = |id: &&String| http::get(&format!("{address}/tasks/{id}")).unwrap().status == 200;
     tasks.iter().filter(known).count()
@@ -52,10 +61,7 @@ fn what_came_after_the_backup_comes_back_by_the_log() {
     all.extend(tasks(&address, 20, 60));
     all_complete(&address, &all, &place);
     shipped(&place);
-    kill(up, &place);
-    fs::remove_dir_all(place.path("state")).unwrap();
-
-    restore(&place, &[]);
+    lose_everything(up, &place);
     let up = Up::ready(&place);
     let address = api(&up, &place);
     all_complete(&address, &all, &place);
@@ -64,9 +70,7 @@ fn what_came_after_the_backup_comes_back_by_the_log() {
     all.extend(tasks(&address, 60, 80));
     all_complete(&address, &all, &place);
     shipped(&place);
-    kill(up, &place);
-    fs::remove_dir_all(place.path("state")).unwrap();
-    restore(&place, &[]);
+    lose_everything(up, &place);
     let up = Up::ready(&place);
     all_complete(&api(&up, &place), &all, &place);
     up.process.stop(&place);
@@ -118,9 +122,7 @@ fn a_vault_that_was_away_gets_all_of_the_log_and_what_no_backup_needs_goes() {
     all.extend(tasks(&address, 30, 40));
     all_complete(&address, &all, &place);
     shipped(&place);
-    kill(up, &place);
-    fs::remove_dir_all(place.path("state")).unwrap();
-    restore(&place, &[]);
+    lose_everything(up, &place);
     let up = Up::ready(&place);
     all_complete(&api(&up, &place), &all, &place);
     up.process.stop(&place);
@@ -201,9 +203,7 @@ fn the_log_follows_a_failover() {
     let after = log(&place).unwrap();
     assert!(after["timeline"].as_u64().unwrap() > before, "{after:#}");
     assert!(!after["broken"].as_bool().unwrap(), "{after:#}");
-    kill(up, &place);
-    fs::remove_dir_all(place.path("state")).unwrap();
-    restore(&place, &[]);
+    lose_everything(up, &place);
     let up = Up::ready(&place);
     all_complete(&api(&up, &place), &all, &place);
     up.process.stop(&place);
@@ -366,6 +366,76 @@ fn a_damaged_database_without_a_standby_is_restored() {
     assert!(aside.path().join("data/PG_VERSION").exists(), "what was damaged is kept");
     // And it can be backed up again.
     back_up(&place);
+    up.process.stop(&place);
+}
+
+/// Who reigns, and in which epoch.
+fn reign(up: &Up, place: &Place) -> (Value, Value) {
+    let status = up.status(place).unwrap();
+    (status["postgres"]["primary"].clone(), status["postgres"]["epoch"].clone())
+}
+
+#[test]
+fn a_damaged_database_goes_on_when_nothing_could_take_its_place() {
+    let place = Place::new(&format!("[deployment]\nstate_dir = 'state'\n{POSTGRES}"));
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let before = reign(&up, &place);
+    let refused = place.start(&["recover", "database-corruption"]).end(&place, LONG);
+    assert_eq!(refused.status.code(), Some(4), "planned already to be refused: {refused:?}");
+    let journal = Journal::open(&place.path("state/journal.db")).unwrap();
+    let scenario = Scenario::DatabaseCorruption;
+    let order = Order::Report { scenario, component: None, finding: "a page is bad".to_owned() };
+    journal.order(&Ordered { by: "a test".to_owned(), order }, Timestamp::now()).unwrap();
+    let incident = up.closed_incidents(&place, "database-corruption", &[]).remove(0);
+    assert_eq!(incident["state"], "refused", "{incident:#}\n{}", place.logs());
+    assert_eq!(reign(&up, &place), before, "no reign was taken away");
+    all_complete(&address, &tasks(&address, 0, 10), &place);
+    up.process.stop(&place);
+}
+
+#[test]
+fn a_primary_is_recovered_also_while_people_think_about_its_damage() {
+    let place = place(&format!("{POSTGRES}[approvals.database-corruption]\nask = 'dangerous'\n"));
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let mut all = tasks(&address, 0, 10);
+    all_complete(&address, &all, &place);
+    back_up(&place);
+    shipped(&place);
+    let ordered = place.finish(&["recover", "database-corruption", "--no-wait"]);
+    assert_eq!(ordered.status.code(), Some(0), "{ordered:?}");
+    let waiting = |up: &Up| {
+        until("a step waits for people", LONG, &place, || {
+            let all = up.get(&place, "/v1/incidents")?;
+            let mut all = all.as_array()?.iter();
+            let id =
+                all.find(|i| i["scenario"] == "database-corruption")?["id"].as_str()?.to_owned();
+            let detail = up.get(&place, &format!("/v1/incidents/{id}"))?;
+            let waits = |step: &Value| step["name"] == "fence" && step["status"] == "waiting";
+            detail["steps"].as_array()?.iter().any(waits).then_some(id)
+        })
+    };
+    waiting(&up);
+    keeper(&up, &place).signal(Signal::KILL);
+    let lost = up.closed_incidents(&place, "postgres-primary", &[]).remove(0);
+    assert_eq!(lost["state"], "recovered", "{lost:#}\n{}", place.logs());
+    all.extend(tasks(&address, 10, 20));
+    all_complete(&address, &all, &place);
+
+    // Nor does it keep the clients of a primary that works away from it.
+    kill(up, &place);
+    let up = Up::start(&place);
+    let id = waiting(&up);
+    let address = until("there is an API", LONG, &place, || {
+        up.status(&place)?["api"].as_str().map(str::to_owned)
+    });
+    let more = until("tasks are taken", LONG, &place, || submit(&address, "task 20").ok());
+    all.push(more);
+    all_complete(&address, &all, &place);
+    assert_eq!(place.finish(&["reject", &id]).status.code(), Some(0));
+    let damaged = up.closed_incidents(&place, "database-corruption", &[]).remove(0);
+    assert_eq!(damaged["state"], "refused", "{damaged:#}");
     up.process.stop(&place);
 }
 
