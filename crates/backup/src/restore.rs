@@ -10,7 +10,6 @@ use std::{fmt, fs};
 use resurgam_deployment::postgres::data::{Layout, give_all};
 use resurgam_deployment::postgres::{Programs, Secrets};
 use resurgam_model::Timestamp;
-use resurgam_model::database::Lsn;
 
 use crate::log::replay::{Reached, Target as ReplayTarget, Way, replay, size_of};
 use crate::log::store::LogStore;
@@ -187,34 +186,25 @@ impl Point {
         Ok(Self { backup, replay: Some(Replay { store, way, target }) })
     }
 
-    /// Up to when all that was acknowledged is in it, as far as is known.
+    /// Up to when the vault has all that was acknowledged for it, as far as is known.
     ///
     /// # Errors
     /// When the vault cannot be read.
     pub fn whole_until(&self) -> Result<Timestamp> {
         let own = self.backup.taken_at;
-        let Some(replay) = &self.replay else { return Ok(own) };
-        let Some(way) = &replay.way else { return Ok(own) };
-        Ok(match (replay.target, replay.store.as_of()?) {
-            (ReplayTarget::Time(at), _) => at,
-            (ReplayTarget::End, Some(as_of)) if way.chain.end >= as_of.end => as_of.at.max(own),
-            // How late its end was is not known.
-            (ReplayTarget::End, _) => self.backup.manifest.whole_at.unwrap_or(own),
-            (ReplayTarget::Backup, _) => own,
-        })
+        let Some(Replay { store, way: Some(way), .. }) = &self.replay else { return Ok(own) };
+        let reached = store
+            .as_of()?
+            .filter(|as_of| as_of.timeline == way.lineage.timeline() && way.chain.end >= as_of.end);
+        // How late its end was is not known otherwise.
+        let at_least = self.backup.manifest.whole_at.unwrap_or(own);
+        Ok(reached.map_or(at_least, |as_of| as_of.at.max(own)))
     }
 
     /// The database is brought further than the backup.
     #[must_use]
     pub fn goes_on(&self) -> bool {
         self.moves_on(Component::Database)
-    }
-
-    /// Which of two comes further: by the end of the log, and the age of the backup.
-    #[must_use]
-    pub fn reaches(&self) -> (Option<Lsn>, Timestamp) {
-        let end = self.replay.as_ref().and_then(|replay| Some(replay.way.as_ref()?.chain.end));
-        (end, self.backup.taken_at)
     }
 
     /// The database will be of a later moment than the files of the backup.
@@ -285,10 +275,16 @@ impl Target {
         let log = point.replay.as_ref().filter(|_| component.has(Component::Database));
         let reached = match (log, &self.postgres) {
             (Some(log), Some((programs, _))) => {
+                let range = backup.manifest.log.as_ref().ok_or_else(|| {
+                    Error::Unusable(format!(
+                        "the backup {} does not say where in the log it lies",
+                        backup.id
+                    ))
+                })?;
                 let secrets = Secrets::load(&content.join("configuration/secrets/postgres.json"))?;
                 let data = content.join("database/data");
                 let log = (&log.store, log.way.as_ref(), log.target);
-                Some(replay(programs, &data, &staging, log, &secrets).await?)
+                Some(replay(programs, &data, &staging, log, range, &secrets).await?)
             }
             _ => None,
         };

@@ -38,8 +38,12 @@ const TURN: Duration = Duration::from_secs(3600);
 const CLOCK: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// After a scheduled backup that failed, the next try comes so soon.
+/// After a scheduled backup that failed, the next try comes so soon, and later and later up to an hour:
+/// where one vault of several is full, each try gives the others another backup.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// So long after a backup the next one is taken for a gap in the log at the earliest.
+const PAUSE_AFTER_BACKUP: Duration = Duration::from_secs(30);
 
 /// The vaults of the plan, or the one of that name.
 pub(crate) fn planned<'a>(
@@ -76,6 +80,31 @@ pub(crate) async fn open(loaded: &Loaded, vault: &plan::Vault) -> Result<Arc<Vau
     let (vault, base) = (vault.clone(), base(loaded));
     let deployment = loaded.plan().deployment.name.clone();
     Ok(Arc::new(blocking(move || Vault::of_plan(&vault, &deployment, &base)).await?))
+}
+
+/// Opens the vaults of the plan, or the named one. Also why others could not be opened: what one can
+/// do for the rest is not to wait for them.
+///
+/// # Errors
+/// When none can be opened: the last reason.
+pub(crate) async fn open_all(
+    loaded: &Loaded,
+    name: Option<&ComponentName>,
+) -> Result<(Vec<Arc<Vault>>, Vec<Failure>), Failure> {
+    let (mut vaults, mut away) = (Vec::new(), Vec::new());
+    for vault in planned(loaded, name)? {
+        match open(loaded, vault).await {
+            Ok(vault) => vaults.push(vault),
+            Err(failure) => away.push(failure),
+        }
+    }
+    match away.pop() {
+        Some(last) if vaults.is_empty() => Err(last),
+        last => {
+            away.extend(last);
+            Ok((vaults, away))
+        }
+    }
 }
 
 /// PostgreSQL's programs, if the plan has a PostgreSQL of its own.
@@ -149,13 +178,14 @@ async fn turn(state: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<File, Failure
     }
 }
 
-/// Takes a backup and stores it in the vaults. All of them get the same.
+/// Takes a backup and stores it in the vaults. All of them get the same, and those that can get it do
+/// whatever becomes of the others.
 pub(crate) async fn take(
     loaded: &Loaded,
     vaults: &[Arc<Vault>],
     reason: &str,
     say: &(dyn Fn(&str) + Sync),
-) -> Result<Vec<Backup>, Failure> {
+) -> Result<Taken, Failure> {
     let source = source(loaded)?;
     if !source.state.exists() {
         return Err(Failure::new(format!(
@@ -180,23 +210,27 @@ pub(crate) async fn take(
             return Err(error.into());
         }
     };
-    let mut backups = Vec::new();
-    let mut failed = None;
+    let mut taken = Taken { stored: Vec::new(), failed: Vec::new() };
     for vault in vaults {
         say(&format!("storing {id} in the vault {}", vault.name()));
-        let (vault, content) = (Arc::clone(vault), content.clone());
+        let (to, content) = (Arc::clone(vault), content.clone());
         let (id, manifest) = (id.clone(), manifest.clone());
-        match blocking(move || vault.store(&content, &id, &manifest)).await {
-            Ok(backup) => backups.push(backup),
+        match blocking(move || to.store(&content, &id, &manifest)).await {
+            Ok(backup) => taken.stored.push((Arc::clone(vault), backup)),
             // The others get it all the same.
-            Err(failure) => failed = Some(failure),
+            Err(failure) => taken.failed.push(failure),
         }
     }
     std::fs::remove_dir_all(&content)?;
-    match failed {
-        Some(failure) => Err(failure),
-        None => Ok(backups),
-    }
+    Ok(taken)
+}
+
+/// A backup that was taken.
+pub(crate) struct Taken {
+    /// Where it is.
+    pub(crate) stored: Vec<(Arc<Vault>, Backup)>,
+    /// Why it is not elsewhere.
+    pub(crate) failed: Vec<Failure>,
 }
 
 /// Tells the controller that the database is damaged.
@@ -314,6 +348,7 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client, log: &Standings)
     {
         return std::future::pending().await;
     }
+    let mut pause_after_failure = PAUSE_AFTER_FAILURE;
     loop {
         let due = match due(loaded, &zone).await {
             Ok(due) => due,
@@ -343,12 +378,16 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client, log: &Standings)
         while !platform.ready().await.is_ok_and(|readiness| readiness.is_ready()) {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        if let Err(failure) = scheduled(loaded).await {
-            tracing::error!(
-                error = failure.message,
-                "the scheduled backup failed; it is tried again"
-            );
-            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        match scheduled(loaded).await {
+            Ok(()) => pause_after_failure = PAUSE_AFTER_FAILURE,
+            Err(failure) => {
+                tracing::error!(
+                    error = failure.message,
+                    "the scheduled backup failed; it is tried again"
+                );
+                tokio::time::sleep(pause_after_failure).await;
+                pause_after_failure = (pause_after_failure * 2).min(LONGEST_PAUSE);
+            }
         }
     }
 }
@@ -357,8 +396,8 @@ pub(crate) async fn schedule(loaded: &Loaded, platform: Client, log: &Standings)
 /// the log that comes does not go on from the last one.
 async fn due(loaded: &Loaded, zone: &TimeZone) -> Result<Option<Timestamp>, Failure> {
     let mut last: Option<Timestamp> = None;
-    for (number, vault) in planned(loaded, None)?.into_iter().enumerate() {
-        let vault = open(loaded, vault).await?;
+    // A vault that is away is made up for when it is back.
+    for (number, vault) in open_all(loaded, None).await?.0.into_iter().enumerate() {
         let continuous = loaded.plan().backup.continuous;
         let (newest, broken) = blocking(move || {
             let backups = vault.backups()?;
@@ -366,10 +405,11 @@ async fn due(loaded: &Loaded, zone: &TimeZone) -> Result<Option<Timestamp>, Fail
             Ok((backups, broken))
         })
         .await?;
-        if broken {
-            return Ok(Some(Timestamp::now()));
-        }
         let newest = newest.first().map_or(Timestamp::UNIX_EPOCH, |backup| backup.taken_at);
+        if broken {
+            // What a backup needs of the log is still on its way when it has just been stored.
+            return Ok(Some(newest + PAUSE_AFTER_BACKUP));
+        }
         last = if number == 0 { Some(newest) } else { last.min(Some(newest)) };
     }
     let now = Timestamp::now();
@@ -387,13 +427,13 @@ fn jitter(most: Duration) -> Duration {
 }
 
 async fn scheduled(loaded: &Loaded) -> Result<(), Failure> {
-    let mut vaults = Vec::new();
-    for vault in planned(loaded, None)? {
-        vaults.push(open(loaded, vault).await?);
+    let (vaults, away) = open_all(loaded, None).await?;
+    for failure in away {
+        tracing::error!(error = failure.message, "a vault does not get the scheduled backup");
     }
     let say = |text: &str| tracing::info!(text, "scheduled backup");
-    let backups = take(loaded, &vaults, "scheduled", &say).await?;
-    for (vault, backup) in vaults.iter().zip(&backups) {
+    let Taken { stored, mut failed } = take(loaded, &vaults, "scheduled", &say).await?;
+    for (vault, backup) in &stored {
         tracing::info!(
             vault = vault.name(),
             id = backup.id,
@@ -411,7 +451,7 @@ async fn scheduled(loaded: &Loaded) -> Result<(), Failure> {
         }
         prune(loaded, vault).await?;
     }
-    Ok(())
+    failed.pop().map_or(Ok(()), Err)
 }
 
 /// Removes what no rule keeps, and log that only that needed.
@@ -466,7 +506,9 @@ pub(crate) async fn doomed(loaded: &Loaded, vault: &Arc<Vault>) -> Result<Doomed
     let now = Timestamp::now();
     let verdicts = decide(&all, plan.retention, &zone, now);
     let days = std::time::Duration::from_secs(u64::from(plan.log_days) * 86_400);
-    let since = now.checked_sub(days).unwrap_or(Timestamp::MIN);
+    // By the newest backup where the clock is ahead of it: it may be wrong.
+    let newest = all.iter().map(|backup| backup.taken_at).max().unwrap_or(now);
+    let since = newest.min(now).checked_sub(days).unwrap_or(Timestamp::MIN);
     let stays = |backup: &Backup| verdicts.iter().any(|v| v.keep && v.id == backup.id);
     let kept: Vec<_> = all.into_iter().filter(stays).collect();
     let vault = Arc::clone(vault);

@@ -9,6 +9,7 @@ mod failure;
 mod junit;
 mod output;
 mod plan;
+mod points;
 mod restorer;
 mod shipping;
 mod shutdown;

@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use resurgam_backup::log::ship::{Standing, Standings};
 use resurgam_backup::restore::{Component, Point, Target, Wish};
 use resurgam_backup::vault::Vault;
-use resurgam_model::{ComponentName, IncidentId, Timestamp};
+use resurgam_model::{ComponentName, IncidentId};
 use resurgam_recovery::restorer::{LogStanding, Offer, Restorer};
 
-use crate::backups::{self, blocking, open, planned};
+use crate::backups::{self, blocking};
 use crate::failure::Failure;
 use crate::plan::Loaded;
+use crate::points::{Found, look};
 
 /// So long the vaults are given to get what was received of the log.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -39,32 +40,11 @@ impl FromVaults {
         }
     }
 
-    /// The point that comes nearest to now, and up to when all is in it.
-    async fn nearest(&self) -> Result<(Arc<Vault>, Point, Timestamp), Failure> {
-        let mut best: Option<(Arc<Vault>, Point, Timestamp)> = None;
-        let mut why = Vec::new();
-        for vault in planned(&self.loaded, None)? {
-            let found = async {
-                let vault = open(&self.loaded, vault).await?;
-                let opened = Arc::clone(&vault);
-                blocking(move || {
-                    let point = Point::choose(&opened, &opened.backups()?, &Wish::Latest, None)?;
-                    let until = point.whole_until()?;
-                    Ok((opened, point, until))
-                })
-                .await
-            };
-            match found.await {
-                Ok(found) => {
-                    if best.as_ref().is_none_or(|(.., until)| found.2 > *until) {
-                        best = Some(found);
-                    }
-                }
-                // One vault may be gone with what was lost; that is why there are several.
-                Err(failure) => why.push(format!("{}: {}", vault.name, failure.message)),
-            }
-        }
-        best.ok_or_else(|| Failure::new(why.join("; ")))
+    /// The point that comes nearest to now.
+    async fn nearest(&self) -> Result<Found, Failure> {
+        let (found, without) = look(&self.loaded, None, &|_, _| Ok(Wish::Latest), None).await?;
+        let why = || without.iter().map(|(vault, why)| format!("{vault}: {}", why.message));
+        found.ok_or_else(|| Failure::new(why().collect::<Vec<_>>().join("; ")))
     }
 
     fn target(&self, instance: &ComponentName) -> Result<Target, Failure> {
@@ -83,7 +63,7 @@ impl FromVaults {
         if target.is_restored(&mark) {
             return Ok(format!("{instance} has it already"));
         }
-        let (vault, point, _) = self.nearest().await?;
+        let Found { vault, point, .. } = self.nearest().await?;
         let handle = tokio::runtime::Handle::current();
         let what = name(&vault, &point);
         let (reached, aside) = blocking(move || {
@@ -124,7 +104,8 @@ fn name(vault: &Vault, point: &Point) -> String {
 impl Restorer for FromVaults {
     async fn best(&self) -> Result<Offer, String> {
         self.drained().await;
-        let (vault, point, until) = self.nearest().await.map_err(|failure| failure.message)?;
+        let found = self.nearest().await.map_err(|failure| failure.message)?;
+        let Found { vault, point, until } = found;
         Ok(Offer {
             vault: vault.name().to_owned(),
             backup: point.backup.id.clone(),

@@ -19,6 +19,12 @@ use crate::server::Server;
 use crate::take::{clear, make};
 use crate::{Error, Result};
 
+/// So many numbers of timelines are left out: other vaults, which are away, may have log of timelines
+/// that this one has never heard of. Two of one number would be taken for one.
+const AHEAD: u32 = 64;
+/// The log may end within a record, which is no damage. Records are smaller than this.
+const RECORD: u64 = 1 << 20;
+
 /// Up to where the log is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -105,15 +111,23 @@ impl LogStore {
         }
     }
 
-    /// Writes the log into a folder, in files as PostgreSQL has them, with all histories: by these it
-    /// finds a number for its next timeline that no other has.
-    fn fetch(&self, way: Option<&Way>, into: &Path) -> Result<()> {
+    /// Writes the log into a folder, in files as PostgreSQL has them, and a history for each timeline
+    /// after the one that is followed, up to [`AHEAD`] after the newest: PostgreSQL gives its next
+    /// timeline the first number for which there is no history, and only looks whether there is one.
+    fn fetch(&self, way: Option<&Way>, timeline: u32, into: &Path) -> Result<()> {
         let write = |name: &str, bytes: &[u8]| {
             let path = into.join(name);
             fs::write(&path, bytes).map_err(Error::path("cannot write", path))
         };
-        for timeline in self.contents()?.histories {
-            write(&format!("{timeline:08X}.history"), &self.history(timeline)?)?;
+        let contents = self.contents()?;
+        for timeline in &contents.histories {
+            write(&format!("{timeline:08X}.history"), &self.history(*timeline)?)?;
+        }
+        let newest = contents.newest_timeline().max(timeline);
+        for taken in timeline + 1..=newest.saturating_add(AHEAD) {
+            if !contents.histories.contains(&taken) {
+                write(&format!("{taken:08X}.history"), b"# This number is taken.\n")?;
+            }
         }
         let Some(Way { chain, .. }) = way else { return Ok(()) };
         for segment in &chain.whole {
@@ -137,15 +151,20 @@ pub async fn replay(
     data: &Path,
     dir: &Path,
     (store, way, target): (&LogStore, Option<&Way>, Target),
+    backup: &LogRange,
     secrets: &Secrets,
 ) -> Result<Reached> {
     let user = programs.user.as_ref();
     let archive = dir.join("log");
     clear(&archive)?;
     make(&archive, 0o711)?;
+    let (followed, word) = match (target, way) {
+        (Target::Backup, _) | (_, None) => (backup.timeline, "current".to_owned()),
+        (_, Some(way)) => (way.lineage.timeline(), way.lineage.timeline().to_string()),
+    };
     {
         let (store, way, archive) = (store.clone(), way.cloned(), archive.clone());
-        tokio::task::spawn_blocking(move || store.fetch(way.as_ref(), &archive))
+        tokio::task::spawn_blocking(move || store.fetch(way.as_ref(), followed, &archive))
             .await
             .map_err(|error| Error::Unusable(error.to_string()))??;
     }
@@ -156,13 +175,9 @@ pub async fn replay(
     let signal = data.join("recovery.signal");
     fs::write(&signal, "").map_err(Error::path("cannot write", &signal))?;
     give(&signal, 0o600, user)?;
-    let timeline = match (target, way) {
-        (Target::Backup, _) | (_, None) => "current".to_owned(),
-        (_, Some(way)) => way.lineage.timeline().to_string(),
-    };
     let mut settings = vec![
         format!("restore_command={}", copy_command(&archive)),
-        format!("recovery_target_timeline={timeline}"),
+        format!("recovery_target_timeline={word}"),
         "recovery_target_action=promote".to_owned(),
         // Nobody is let in before it is done; so it needs none of the primary's limits.
         "hot_standby=off".to_owned(),
@@ -183,6 +198,16 @@ pub async fn replay(
     let replayed = look(&server, secrets).await;
     server.stop(Signal::INT).await;
     let reached = replayed.map_err(|error| explained(error, &server.log(), target))?;
+    let short = way.map_or(0, |way| way.chain.end.bytes_ahead_of(reached.at));
+    if target == Target::End && short > RECORD {
+        return Err(Error::Damaged {
+            what: "the log in the vault".to_owned(),
+            how: format!(
+                "PostgreSQL finds its end at {}, {short} bytes before it; --at restores a moment before that, and --backup the backup alone",
+                reached.at
+            ),
+        });
+    }
     clear(&archive)?;
     Ok(reached)
 }

@@ -144,12 +144,6 @@ impl Lineage {
         };
         self.0.get(place + 1).is_none_or(|(_, end)| at <= *end)
     }
-
-    /// Where a timeline of it begins.
-    #[must_use]
-    pub fn begin_of(&self, timeline: u32) -> Option<Lsn> {
-        self.0.iter().find(|(number, _)| *number == timeline).map(|(_, begins)| *begins)
-    }
 }
 
 impl fmt::Display for Lineage {

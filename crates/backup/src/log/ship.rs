@@ -24,14 +24,12 @@ use crate::{Error, Result};
 
 /// So soon it is tried again after a failure, and so late at the most.
 const SOON: Duration = Duration::from_millis(200);
-const LATE: Duration = Duration::from_secs(10);
+const LATE: Duration = Duration::from_secs(2);
 /// So often the server is asked for a word. A silence of [`SILENCE`] ends the connection.
 const ASK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(10);
 /// So often it is written down that all is well while nothing is written.
 const IDLE: Duration = Duration::from_secs(30);
-/// A vault that cannot be used is looked for so often at least: people wait until it is there.
-const VAULT_LATE: Duration = Duration::from_secs(2);
 /// So long the log waits for the vaults to say what they have, before it begins to come.
 const VAULTS: Duration = Duration::from_secs(5);
 
@@ -111,22 +109,35 @@ impl Standings {
     }
 }
 
+/// How long to wait before the next try, in a row of tries.
+struct Patience(Duration);
+
+impl Patience {
+    fn new() -> Self {
+        Self(SOON)
+    }
+
+    /// Waits after a try that was begun then. One that went well for a while begins a new row.
+    async fn after(&mut self, begun: Instant) {
+        if begun.elapsed() > LATE {
+            self.0 = SOON;
+        }
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(LATE);
+    }
+}
+
 /// What each vault has, as its shipper knows; none while it is away.
 type Having = watch::Sender<BTreeMap<String, Option<Has>>>;
 
 /// Ships for as long as it is waited for.
 pub async fn ship(source: &Source, standings: &Standings) {
-    let mut pause = SOON;
+    let mut patience = Patience::new();
     loop {
         let begun = Instant::now();
-        let why = one_system(source, standings).await.err();
-        if begun.elapsed() > LATE {
-            pause = SOON;
-        }
-        if let Some(why) = why {
+        if let Err(why) = one_system(source, standings).await {
             source.vaults.keys().for_each(|vault| standings.failed(vault, &why));
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LATE);
+            patience.after(begun).await;
         }
     }
 }
@@ -168,19 +179,15 @@ async fn receive(
 ) -> Result<(), StreamError> {
     let known = |having: &BTreeMap<String, Option<Has>>| having.values().all(Option::is_some);
     let _ = tokio::time::timeout(VAULTS, having.subscribe().wait_for(known)).await;
-    let (mut gone, mut pause) = (0, SOON);
+    let (mut gone, mut patience) = (0, Patience::new());
     loop {
         let begun = Instant::now();
         match one_stream(source, system, feed, having, &mut gone, standings).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) => {
-                if begun.elapsed() > LATE {
-                    pause = SOON;
-                }
                 source.vaults.keys().for_each(|vault| standings.failed(vault, &error));
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LATE);
+                patience.after(begun).await;
             }
         }
     }
@@ -302,19 +309,17 @@ struct Shipper<'a> {
 
 impl Shipper<'_> {
     async fn run(&self) {
-        let mut pause = SOON;
+        let mut patience = Patience::new();
         loop {
             let begun = Instant::now();
             let Err(error) = self.one_life().await;
             self.standings.failed(self.name, &error);
+            // Nobody is to wait for a vault that cannot be used.
+            self.standings.with(self.name, |standing| standing.waiting = false);
             self.having.send_modify(|having| {
                 having.insert(self.name.to_owned(), None);
             });
-            if begun.elapsed() > LATE {
-                pause = SOON;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(VAULT_LATE);
+            patience.after(begun).await;
         }
     }
 

@@ -10,7 +10,7 @@ use resurgam_model::{ComponentName, Timestamp};
 use serde::Serialize;
 
 use super::journal::who;
-use crate::backups::{self, blocking, open, planned};
+use crate::backups::{self, Taken, blocking, open_all};
 use crate::failure::{Failure, code};
 use crate::output;
 use crate::plan::Loaded;
@@ -122,27 +122,32 @@ pub(crate) async fn run(args: BackupArgs) -> Result<u8, Failure> {
     }
 }
 
-async fn vaults(loaded: &Loaded, which: &Which) -> Result<Vec<Arc<Vault>>, Failure> {
-    let mut vaults = Vec::new();
-    for vault in planned(loaded, which.vault.as_ref())? {
-        vaults.push(open(loaded, vault).await?);
+/// The vaults that can be opened; people hear of the others.
+async fn vaults(loaded: &Loaded, which: &Which) -> Result<(Vec<Arc<Vault>>, u8), Failure> {
+    let (vaults, away) = open_all(loaded, which.vault.as_ref()).await?;
+    for failure in &away {
+        output::note(&failure.message);
     }
-    Ok(vaults)
+    Ok((vaults, away.last().map_or(code::OK, |failure| failure.code)))
 }
 
 async fn take(args: &RunArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.which.plan.as_deref())?;
-    let vaults = vaults(&loaded, &args.which).await?;
+    let (vaults, mut exit) = vaults(&loaded, &args.which).await?;
     let progress = output::Progress::new(args.json);
     let say = |text: &str| progress.say(text);
     let reason = format!("ordered by {}", who());
     let taken = backups::take(&loaded, &vaults, &reason, &say).await;
     progress.clear();
-    let mut exit = code::OK;
+    let Taken { stored, failed } = taken?;
     let mut listed = Vec::new();
-    for (vault, mut backup) in vaults.iter().zip(taken?) {
+    for failure in failed {
+        output::note(&failure.message);
+        exit = failure.code;
+    }
+    for (vault, mut backup) in stored {
         if args.verify {
-            let proof = backups::verify(&loaded, vault, &backup, &say).await;
+            let proof = backups::verify(&loaded, &vault, &backup, &say).await;
             progress.clear();
             backup.proof = proof?;
             if matches!(backup.proof, Proof::Bad(_)) {
@@ -158,23 +163,25 @@ async fn take(args: &RunArgs) -> Result<u8, Failure> {
 async fn list(args: &ListArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.which.plan.as_deref())?;
     let mut listed = Vec::new();
-    for vault in vaults(&loaded, &args.which).await? {
+    let (vaults, exit) = vaults(&loaded, &args.which).await?;
+    for vault in vaults {
         let name = vault.name().to_owned();
         let all = blocking(move || vault.backups()).await?;
         listed.extend(all.into_iter().map(|backup| Listed { vault: name.clone(), backup }));
     }
     print(&listed, args.json)?;
-    Ok(code::OK)
+    Ok(exit)
 }
 
 async fn log(args: &ListArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.which.plan.as_deref())?;
     let mut logs = Vec::new();
-    for vault in vaults(&loaded, &args.which).await? {
+    let (vaults, away) = vaults(&loaded, &args.which).await?;
+    for vault in vaults {
         logs.extend(blocking(move || vault.log_reports()).await?);
     }
     let broken = logs.iter().any(|log| log.broken);
-    let exit = if broken { code::MISSED } else { code::OK };
+    let exit = if broken { code::MISSED } else { away };
     if args.json {
         output::json(&logs)?;
         return Ok(exit);
@@ -286,8 +293,8 @@ async fn verify(args: &VerifyArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.which.plan.as_deref())?;
     let progress = output::Progress::new(false);
     let say = |text: &str| progress.say(text);
-    let mut exit = code::OK;
-    for vault in vaults(&loaded, &args.which).await? {
+    let (vaults, mut exit) = vaults(&loaded, &args.which).await?;
+    for vault in vaults {
         let opened = Arc::clone(&vault);
         let all = blocking(move || opened.backups()).await?;
         let these: Vec<&Backup> = match args.all {
@@ -312,7 +319,8 @@ async fn verify(args: &VerifyArgs) -> Result<u8, Failure> {
 
 async fn prune(args: &PruneArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.which.plan.as_deref())?;
-    for vault in vaults(&loaded, &args.which).await? {
+    let (vaults, exit) = vaults(&loaded, &args.which).await?;
+    for vault in vaults {
         let doomed = backups::doomed(&loaded, &vault).await?;
         let mut table = output::table(&["backup", "vault", "", "because"]);
         for verdict in &doomed.verdicts {
@@ -338,5 +346,5 @@ async fn prune(args: &PruneArgs) -> Result<u8, Failure> {
             output::note(&format!("{count} backups would be removed; --yes removes them"));
         }
     }
-    Ok(code::OK)
+    Ok(exit)
 }

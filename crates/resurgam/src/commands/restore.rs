@@ -2,23 +2,23 @@
 
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 use resurgam_backup::log::replay::Target as ReplayTarget;
 use resurgam_backup::manifest::Database;
 use resurgam_backup::restore::{Component, Point, Target, Wish};
-use resurgam_backup::vault::Proof;
+use resurgam_backup::vault::{Backup, Proof, Vault};
 use resurgam_model::{ComponentName, Timestamp};
 use resurgam_recovery::journal::Journal;
 
 use super::backup::{age, bytes, find};
 use super::journal::who;
 use super::up::{fault, lock, make_dir};
-use crate::backups::{self, blocking, open, planned};
+use crate::backups::{self, blocking};
 use crate::failure::{Failure, code};
 use crate::output;
 use crate::plan::Loaded;
+use crate::points::{Found, look};
 
 /// Restore a backup: in place of what is there, or into a folder to look at it.
 ///
@@ -76,7 +76,7 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     if args.at.is_some_and(|at| at > Timestamp::now()) {
         return Err(Failure::usage("that moment is yet to come; --latest restores all there is"));
     }
-    let (vault, point) = choose(&loaded, &args).await?;
+    let Found { vault, point, until } = choose(&loaded, &args).await?;
     let backup = point.backup.clone();
     if let Some(into) = &args.into {
         let into = std::path::absolute(into)?;
@@ -117,7 +117,7 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
         state: state.clone(),
         postgres: programs.zip(instance.clone().map(|name| name.to_string())),
     };
-    show(&target, &point, args.component)?;
+    show(&target, &point, until, args.component)?;
     if !args.yes {
         ask()?;
     }
@@ -170,44 +170,21 @@ pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
     Ok(code::OK)
 }
 
-/// What was asked for, in the first vault that has it; of the latest, in the one that has most.
-async fn choose(
-    loaded: &Loaded,
-    args: &RestoreArgs,
-) -> Result<(Arc<resurgam_backup::vault::Vault>, Point), Failure> {
-    let mut last = None;
-    let mut newest: Option<(Arc<resurgam_backup::vault::Vault>, Point)> = None;
-    for vault in planned(loaded, args.vault.as_ref())? {
-        // One vault may be gone with the machine that is being recovered; that is why there are several.
-        let found = async {
-            let vault = open(loaded, vault).await?;
-            let opened = Arc::clone(&vault);
-            let all = blocking(move || opened.backups()).await?;
-            let wish = match (&args.backup, args.at) {
-                (Some(id), _) => Wish::Backup(find(&all, vault.name(), Some(id))?.id.clone()),
-                (None, Some(at)) => Wish::At(at),
-                (None, None) => Wish::Latest,
-            };
-            let (opened, timeline) = (Arc::clone(&vault), args.timeline);
-            let point = blocking(move || Point::choose(&opened, &all, &wish, timeline)).await?;
-            Ok::<_, Failure>((vault, point))
-        };
-        match found.await {
-            Ok((vault, point)) => {
-                if !args.latest {
-                    return Ok((vault, point));
-                }
-                if newest.as_ref().is_none_or(|(_, known)| point.reaches() > known.reaches()) {
-                    newest = Some((vault, point));
-                }
-            }
-            Err(failure) => {
-                output::note(&format!("vault {}: {}", vault.name, failure.message));
-                last = Some(failure);
-            }
-        }
+/// What was asked for, in the vault that has it best.
+async fn choose(loaded: &Loaded, args: &RestoreArgs) -> Result<Found, Failure> {
+    let wish = |vault: &Vault, all: &[Backup]| {
+        Ok(match (&args.backup, args.at) {
+            (Some(id), _) => Wish::Backup(find(all, vault.name(), Some(id))?.id.clone()),
+            (None, Some(at)) => Wish::At(at),
+            (None, None) => Wish::Latest,
+        })
+    };
+    let (found, mut without) = look(loaded, args.vault.as_ref(), &wish, args.timeline).await?;
+    for (vault, failure) in &without {
+        output::note(&format!("vault {vault}: {}", failure.message));
     }
-    newest.ok_or_else(|| last.unwrap_or_else(|| Failure::new("no vault has a backup")))
+    let why = without.pop().map(|(_, failure)| failure);
+    found.ok_or_else(|| why.unwrap_or_else(|| Failure::new("no vault has a backup")))
 }
 
 /// What is replayed, for the journal.
@@ -219,7 +196,13 @@ fn with(point: &Point) -> String {
     }
 }
 
-fn show(target: &Target, point: &Point, component: Component) -> Result<(), Failure> {
+/// Says what would be done. `until` is up to when the vault has all for it.
+fn show(
+    target: &Target,
+    point: &Point,
+    until: Timestamp,
+    component: Component,
+) -> Result<(), Failure> {
     let (now, backup) = (Timestamp::now(), &point.backup);
     let proof = match &backup.proof {
         Proof::None => {
@@ -235,31 +218,22 @@ fn show(target: &Target, point: &Point, component: Component) -> Result<(), Fail
         age(now, backup.taken_at),
         bytes(backup.size)
     ));
-    // Up to when what was acknowledged is there.
-    let mut until = backup.taken_at;
-    if let Some(replay) = point.replay.as_ref().filter(|_| component.has(Component::Database)) {
-        let as_of = replay.store.as_of()?;
-        match (replay.target, &replay.way, as_of) {
-            (ReplayTarget::Time(at), _, _) => {
-                output::note(&format!("the log of {} is replayed on it, up to {at}", replay.store));
-                until = at;
-            }
-            (ReplayTarget::End, Some(way), Some(as_of)) if way.chain.end >= as_of.end => {
-                output::note(&format!(
-                    "the log of {} is replayed on it: all of it, whole up to {}",
-                    replay.store, as_of.at
-                ));
-                until = as_of.at;
-            }
-            (ReplayTarget::End, Some(way), _) => {
-                output::note(&format!(
-                    "the log of {} is replayed on it, up to {}; how late that was is not known",
-                    replay.store, way.chain.end
-                ));
-            }
-            (ReplayTarget::Backup | ReplayTarget::End, _, _) => {}
+    let replay = point.replay.as_ref().filter(|_| component.has(Component::Database));
+    // Up to when what was acknowledged will be there.
+    let until = match replay.map(|replay| (replay, replay.target)) {
+        Some((replay, ReplayTarget::Time(at))) => {
+            output::note(&format!("the log of {} is replayed on it, up to {at}", replay.store));
+            at
         }
-    }
+        Some((replay, ReplayTarget::End)) => {
+            output::note(&format!(
+                "the log of {} is replayed on it to its end, which is whole up to {until}",
+                replay.store
+            ));
+            until
+        }
+        Some((_, ReplayTarget::Backup)) | None => backup.taken_at,
+    };
     let replaced = target.replaced(point, component);
     if replaced.is_empty() {
         output::note("nothing is there that it would replace");

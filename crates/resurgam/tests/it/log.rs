@@ -5,6 +5,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use resurgam_backup::Password;
+use resurgam_backup::log::segment::Size;
+use resurgam_backup::vault::Vault;
+use resurgam_model::database::Lsn;
 use resurgam_model::{Scenario, Timestamp};
 use resurgam_recovery::drill::fault::{Process, working_in};
 use resurgam_recovery::journal::Journal;
@@ -134,7 +138,8 @@ fn a_database_is_restored_to_any_moment_and_back_again() {
     let up = Up::ready(&place);
     let address = api(&up, &place);
     let first = tasks(&address, 0, 10);
-    back_up(&place);
+    all_complete(&address, &first, &place);
+    let backup = back_up(&place);
     let second = tasks(&address, 10, 20);
     all_complete(&address, &second, &place);
     std::thread::sleep(Duration::from_millis(20));
@@ -174,6 +179,35 @@ fn a_database_is_restored_to_any_moment_and_back_again() {
     let address = api(&up, &place);
     all_complete(&address, &third, &place);
     assert_eq!(known(&address, &fourth), 0);
+
+    // And it goes on from there in the vault, on a timeline that is nobody else's.
+    let fifth = tasks(&address, 40, 45);
+    all_complete(&address, &fifth, &place);
+    shipped(&place);
+    lose_everything(up, &place);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &third, &place);
+    all_complete(&address, &fifth, &place);
+    assert_eq!(known(&address, &fourth), 0);
+    up.process.stop(&place);
+
+    // So it does from a backup alone.
+    let id = backup["id"].as_str().unwrap();
+    let restored = place.start(&["restore", "--backup", id, "--yes"]).end(&place, LONG);
+    assert_eq!(restored.status.code(), Some(0), "{restored:?}\n{}", place.logs());
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    assert_eq!(known(&address, &second) + known(&address, &third), 0);
+    let sixth = tasks(&address, 45, 50);
+    all_complete(&address, &sixth, &place);
+    shipped(&place);
+    lose_everything(up, &place);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &first, &place);
+    all_complete(&address, &sixth, &place);
+    assert_eq!(known(&address, &second) + known(&address, &fifth), 0);
     up.process.stop(&place);
 
     let late = (between + Duration::from_secs(3600)).to_string();
@@ -240,6 +274,39 @@ fn damage_in_the_log_is_said_and_nothing_is_changed() {
     assert_eq!(fs::read(&control).unwrap(), before, "nothing was changed");
     fs::write(&piece, &whole).unwrap();
     restore(&place, &[]);
+}
+
+/// What PostgreSQL takes for the end of the log is none when the vault has more.
+#[test]
+fn log_that_ends_in_its_middle_is_damaged() {
+    let place = place(POSTGRES);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let all = tasks(&address, 0, 10);
+    let range = back_up(&place)["manifest"]["log"].clone();
+    all_complete(&address, &all, &place);
+    shipped(&place);
+    // Each begins a segment of its own.
+    let taken = place.start(&["backup", "run"]).end(&place, LONG);
+    assert_eq!(taken.status.code(), Some(0), "{taken:?}");
+    shipped(&place);
+    up.process.stop(&place);
+    let password = Password::from_file("here", &place.path("password")).unwrap();
+    let vault = Vault::open("here", &place.path("vault"), "dotnetagents", password).unwrap();
+    let second = vault.backups().unwrap().remove(0).id;
+    vault.remove(&[second]).unwrap();
+    let size = Size::default();
+    let store = vault.log(range["system"].as_str().unwrap(), size).unwrap();
+    let start: Lsn = range["start"].as_str().unwrap().parse().unwrap();
+    let segment = store.lineage(store.contents().unwrap().newest_timeline()).unwrap();
+    let segment = segment.owner(size.number(start) + 1, size);
+    store.put(segment, &vec![0; 16 << 20]).unwrap();
+    let control = place.path("state/postgres/postgres-0/data/global/pg_control");
+    let before = fs::read(&control).unwrap();
+    let refused = place.start(&["restore", "--latest", "--yes"]).end(&place, LONG);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(refused.err.contains("PostgreSQL finds its end at"), "{refused:?}");
+    assert_eq!(fs::read(&control).unwrap(), before, "nothing was changed");
 }
 
 /// The keeper of the first instance.
@@ -436,6 +503,94 @@ fn a_primary_is_recovered_also_while_people_think_about_its_damage() {
     assert_eq!(place.finish(&["reject", &id]).status.code(), Some(0));
     let damaged = up.closed_incidents(&place, "database-corruption", &[]).remove(0);
     assert_eq!(damaged["state"], "refused", "{damaged:#}");
+    up.process.stop(&place);
+}
+
+/// A second vault, and what waits until it, or the first alone, has all that is acknowledged now.
+fn two_vaults(more: &str) -> Place {
+    let place = scheduled(&format!(
+        "{POSTGRES}{more}[[backup.vaults]]\nname = 'there'\npath = 'there'\npassword_file = 'password'\n"
+    ));
+    let made = place.finish(&["vault", "init", "there"]);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    place
+}
+
+fn shipped_to(names: &[&str], up: &Up, place: &Place) {
+    let now = Timestamp::now();
+    until("the log reaches the vaults", LONG, place, || {
+        let log = up.status(place)?["log"].as_array()?.clone();
+        let until = |name: &&str| {
+            let log = log.iter().find(|log| log["vault"] == **name)?;
+            log["until"].as_str()?.parse::<Timestamp>().ok()
+        };
+        names.iter().all(|name| until(name).is_some_and(|at| at > now)).then_some(())
+    });
+}
+
+/// Positions in the log say nothing: a restore to an earlier moment takes them back.
+#[test]
+fn of_two_vaults_the_one_that_is_whole_up_to_later_is_taken() {
+    let place = two_vaults("[backup]\nscheduled = false\n");
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let first = tasks(&address, 0, 5);
+    all_complete(&address, &first, &place);
+    back_up(&place);
+    std::thread::sleep(Duration::from_millis(20));
+    let at = Timestamp::now().to_string();
+    std::thread::sleep(Duration::from_millis(20));
+    let second = tasks(&address, 5, 60);
+    all_complete(&address, &second, &place);
+    shipped_to(&["here", "there"], &up, &place);
+    up.process.stop(&place);
+
+    fs::rename(place.path("there"), place.path("away")).unwrap();
+    let restored = place.start(&["restore", "--at", &at, "--yes"]).end(&place, LONG);
+    assert_eq!(restored.status.code(), Some(0), "{restored:?}");
+    assert!(restored.err.contains("vault there:"), "it is missed: {restored:?}");
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    let third = tasks(&address, 60, 61);
+    all_complete(&address, &third, &place);
+    shipped_to(&["here"], &up, &place);
+    kill(up, &place);
+    fs::rename(place.path("away"), place.path("there")).unwrap();
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &first, &place);
+    all_complete(&address, &third, &place);
+    assert_eq!(known(&address, &second), 0, "that way was left");
+    // And what was away takes the new way too.
+    let fourth = tasks(&address, 61, 63);
+    all_complete(&address, &fourth, &place);
+    shipped_to(&["here", "there"], &up, &place);
+    kill(up, &place);
+    fs::rename(place.path("vault"), place.path("vault-away")).unwrap();
+    restore(&place, &[]);
+    let up = Up::ready(&place);
+    let address = api(&up, &place);
+    all_complete(&address, &third, &place);
+    all_complete(&address, &fourth, &place);
+    assert_eq!(known(&address, &second), 0);
+    up.process.stop(&place);
+}
+
+#[test]
+fn a_vault_that_is_away_keeps_no_other_from_its_scheduled_backups() {
+    let place = two_vaults("[backup]\nschedule = '* * * * * *'\njitter = '0s'\nverify = false\n");
+    fs::rename(place.path("there"), place.path("away")).unwrap();
+    let up = Up::ready(&place);
+    let taken = |wanted: &'static str| {
+        until(&format!("a backup in {wanted}"), LONG, &place, || {
+            let list = place.finish(&["backup", "list", "--json"]);
+            list.json().as_array()?.iter().any(|b| b["vault"] == wanted).then_some(list.status)
+        })
+    };
+    assert_eq!(taken("here").code(), Some(1), "and it is said that one is missing");
+    fs::rename(place.path("away"), place.path("there")).unwrap();
+    taken("there");
     up.process.stop(&place);
 }
 
