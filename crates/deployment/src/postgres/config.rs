@@ -64,6 +64,9 @@ impl Commits {
     }
 }
 
+/// `max_connections`, unless the plan says otherwise.
+pub(super) const MAX_CONNECTIONS: u64 = 120;
+
 /// `pg_hba.conf` of the keeper: only this machine, only with a password.
 pub(super) const HBA: &str = "\
 # TYPE  DATABASE     USER        ADDRESS        METHOD
@@ -131,7 +134,9 @@ impl Config<'_> {
         let mut set = |key, value: &str| lines.push((key, quote(value)));
         // A local deployment is small, and several servers share the machine.
         set("shared_buffers", "64MB");
-        set("max_connections", "120");
+        set("max_connections", &MAX_CONNECTIONS.to_string());
+        // For keeper, controller and people, when ordinary users have taken all others.
+        set("superuser_reserved_connections", "5");
         // Files in the data folder, so that nothing is left elsewhere when a server is killed.
         set("dynamic_shared_memory_type", "mmap");
         for (key, value) in self.settings {

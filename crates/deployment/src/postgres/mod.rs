@@ -14,6 +14,7 @@
 
 pub mod contain;
 pub mod data;
+mod floors;
 pub mod fuse;
 pub mod keeper;
 pub mod programs;

@@ -15,7 +15,7 @@ pub const OLDEST: u32 = 15;
 const PACKAGED: [&str; 3] = ["/usr/lib/postgresql", "/usr", "/opt/postgresql"];
 
 /// Those that are used.
-const NEEDED: [&str; 4] = ["postgres", "initdb", "pg_basebackup", "pg_rewind"];
+const NEEDED: [&str; 5] = ["postgres", "initdb", "pg_basebackup", "pg_controldata", "pg_rewind"];
 
 /// A user that is not root: PostgreSQL refuses to run as root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use resurgam_model::database::Lsn;
 use super::config::{conninfo, superuser_conninfo};
 use super::contain::{self, Contained};
 use super::data::{evict, evict_users, give};
+use super::floors;
 use super::history::{self, Kinship, Lineage};
 use super::secrets::{REPLICATOR, SUPERUSER};
 use super::server::Instance;
@@ -42,6 +43,15 @@ pub(super) async fn initialise(instance: &Instance) -> Result<()> {
     let made = run(instance, "initdb", &args).await;
     let _ = std::fs::remove_file(&password);
     made?;
+    // The first start is one as a standby, and must not have less than the log says. Only a start of
+    // another kind tells the log of less.
+    let mut args: Vec<OsString> = vec!["--single".into(), "-D".into(), incoming.clone().into()];
+    let settings = floors::as_arguments(&instance.settings);
+    for setting in ["wal_level=replica".to_owned()].into_iter().chain(settings) {
+        args.extend(["-c".into(), setting.into()]);
+    }
+    args.push("template1".into());
+    run(instance, "postgres", &args).await?;
     layout.fence(&incoming, user)?;
     std::fs::rename(&incoming, &data).map_err(Error::path("cannot move to its place", &data))
 }

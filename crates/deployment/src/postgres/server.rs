@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use super::config::{Commits, Config, slot_name};
 use super::contain::{self, Contained, Running, Strength};
 use super::data::{Layout, evict};
+use super::floors;
 use super::programs::Programs;
 use super::secrets::{PROBER, REPLICATOR, Secrets};
 use super::sql::{Attempt, Session, identifier, literal};
@@ -61,6 +62,8 @@ pub(super) struct Server {
     session: Option<Session>,
     silent_since: Option<Instant>,
     configured: Configured,
+    /// The settings from the plan, none lower than the data needs.
+    settings: BTreeMap<String, String>,
     /// Set while the server may accept writes.
     reign: Option<Epoch>,
     /// In this reign roles, database and slots have been made sure of.
@@ -76,6 +79,7 @@ impl Server {
             session: None,
             silent_since: None,
             configured: Configured::default(),
+            settings: BTreeMap::new(),
             reign: None,
             furnished: false,
             last_exit: None,
@@ -123,7 +127,8 @@ impl Server {
         }
         instance.layout.fence(&data, instance.programs.user.as_ref())?;
         let configured = Configured { upstream: upstream.cloned(), commits: Commits::Never };
-        write_config(instance, &configured)?;
+        self.settings = floors::settings(instance).await;
+        write_config(instance, &self.settings, &configured)?;
         let args: Vec<OsString> = [
             OsString::from("-D"),
             data.into_os_string(),
@@ -176,7 +181,7 @@ impl Server {
     }
 
     async fn configure(&mut self, configured: Configured) -> Result<()> {
-        write_config(&self.instance, &configured)?;
+        write_config(&self.instance, &self.settings, &configured)?;
         self.session()?.run("read its configuration again", "SELECT pg_reload_conf()").await?;
         self.configured = configured;
         Ok(())
@@ -391,14 +396,18 @@ impl Server {
     }
 }
 
-fn write_config(instance: &Instance, configured: &Configured) -> Result<()> {
+fn write_config(
+    instance: &Instance,
+    settings: &BTreeMap<String, String>,
+    configured: &Configured,
+) -> Result<()> {
     let (hba, passfile) = (instance.layout.hba(), instance.layout.passfile());
     let text = Config {
         name: &instance.name,
         address: instance.address,
         hba_file: &hba,
         passfile: &passfile,
-        settings: &instance.settings,
+        settings,
         upstream: configured.upstream.as_ref(),
         commits: &configured.commits,
     }
