@@ -17,6 +17,8 @@ pub enum Scenario {
     PostgresRestore,
     /// Pages of PostgreSQL are damaged on disk.
     DatabaseCorruption,
+    /// The connections of PostgreSQL have run out.
+    PoolExhaustion,
     /// The agent registry does not answer.
     AgentRegistry,
     /// One of several brokers of Kafka is lost.
@@ -56,7 +58,7 @@ fn hint(nearest: &Option<Scenario>) -> String {
 
 impl Scenario {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
@@ -66,6 +68,7 @@ impl Scenario {
         Self::KafkaBroker,
         Self::RabbitMq,
         Self::Api,
+        Self::PoolExhaustion,
         Self::AgentRegistry,
         Self::WorkerPool,
     ];
@@ -77,6 +80,7 @@ impl Scenario {
             Self::PostgresPrimary => "postgres-primary",
             Self::PostgresRestore => "postgres-restore",
             Self::DatabaseCorruption => "database-corruption",
+            Self::PoolExhaustion => "pool-exhaustion",
             Self::AgentRegistry => "agent-registry",
             Self::KafkaBroker => "kafka-broker",
             Self::KafkaCluster => "kafka-cluster",
@@ -98,6 +102,9 @@ impl Scenario {
             }
             Self::DatabaseCorruption => {
                 "pages of PostgreSQL fail their checksums; a standby takes over, or backup and log do"
+            }
+            Self::PoolExhaustion => {
+                "the connections of PostgreSQL have run out; those that leaked are found and ended"
             }
             Self::AgentRegistry => {
                 "the agent registry is gone; agents register again by themselves"
@@ -133,11 +140,11 @@ impl Scenario {
             | Self::KafkaBroker
             | Self::KafkaCluster
             | Self::RabbitMq => Severity::P0,
-            Self::AgentRegistry | Self::WorkerPool => Severity::P1,
+            Self::PoolExhaustion | Self::AgentRegistry | Self::WorkerPool => Severity::P1,
         }
     }
 
-    /// The objectives when the plan names no others. PostgreSQL, the brokers,
+    /// The objectives when the plan names no others. PostgreSQL and its connections, the brokers,
     /// registry, worker pool and the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
     /// the disks whole, so these two take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
@@ -153,7 +160,11 @@ impl Scenario {
             Self::KafkaBroker | Self::KafkaCluster | Self::RabbitMq => {
                 Objectives { rto: Duration::from_secs(10 * 60), rpo: Duration::from_secs(0) }
             }
-            Self::AgentRegistry | Self::WorkerPool | Self::Api | Self::FullStop => {
+            Self::PoolExhaustion
+            | Self::AgentRegistry
+            | Self::WorkerPool
+            | Self::Api
+            | Self::FullStop => {
                 Objectives { rto: Duration::from_secs(5 * 60), rpo: Duration::from_secs(0) }
             }
         }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::brokers::{self, Brokers};
+use crate::connections::{self, Line, Relief};
 use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
 use crate::journal::orders::Order;
@@ -26,7 +27,7 @@ use crate::restorer::SharedRestorer;
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
-use crate::upkeep::{self, Planned};
+use crate::upkeep::{self, Upkeep};
 
 /// How often to look when nothing rings.
 const LOOK: Duration = Duration::from_millis(100);
@@ -75,8 +76,12 @@ pub struct Controller {
     buses: watch::Sender<Option<BusStatus>>,
     /// The size of the pool of workers that a person has ordered.
     ordered_size: watch::Sender<Option<u16>>,
-    /// What people have ordered to be started again.
-    pub(crate) planned: Mutex<Planned>,
+    /// Starts components again on purpose.
+    pub(crate) upkeep: Arc<Upkeep>,
+    /// The line to the owned PostgreSQL for when nobody else gets one.
+    line: Option<Arc<Line>>,
+    /// What was seen last of its connections.
+    pub(crate) connections: watch::Sender<Option<connections::Seen>>,
     /// The deployment has been seen to be up as a whole.
     pub(crate) settled: watch::Sender<bool>,
 }
@@ -91,6 +96,13 @@ impl Controller {
         let (pool, _) = watch::channel(None);
         let (ordered_size, _) = watch::channel(None);
         let (buses, _) = watch::channel(None);
+        let (connections, _) = watch::channel(None);
+        let (deployment, detection) = (Arc::clone(&parts.deployment), parts.plan.detection);
+        let upkeep = Arc::new(Upkeep::new(deployment, board.clone(), detection));
+        let line = parts
+            .postgres
+            .as_ref()
+            .map(|(authority, secrets, _)| Line::new(Arc::clone(authority), secrets.clone()));
         Self {
             parts,
             beat,
@@ -99,7 +111,9 @@ impl Controller {
             pool,
             buses,
             ordered_size,
-            planned: Mutex::default(),
+            upkeep,
+            line: line.map(Arc::new),
+            connections,
             settled,
         }
     }
@@ -156,6 +170,18 @@ impl Controller {
         }
     }
 
+    fn relief(&self) -> Option<Relief> {
+        Some(Relief {
+            line: Arc::clone(self.line.as_ref()?),
+            seen: self.connections.clone(),
+            policy: self.parts.plan.postgres.connections.clone(),
+            deployment: Arc::clone(&self.parts.deployment),
+            upkeep: Arc::clone(&self.upkeep),
+            journal: self.parts.journal.clone(),
+            platform: Readiness::new(self.parts.api.clone()),
+        })
+    }
+
     /// What the API said last of the buses.
     pub(crate) fn buses(&self) -> Option<BusStatus> {
         self.buses.borrow().clone()
@@ -183,6 +209,18 @@ impl Controller {
             let (synchronous, patience) =
                 (plan.synchronous && plan.standbys > 0, plan.degrade_after.0);
             parts.spawn(postgres::care(Arc::clone(authority), synchronous, patience));
+        }
+        if let Some(line) = &self.line {
+            let watching = connections::watch(
+                Arc::clone(line),
+                self.parts.plan.postgres.connections.clone(),
+                self.parts.plan.detection,
+                self.connections.clone(),
+            );
+            parts.spawn(async move {
+                watching.await;
+                Ok(())
+            });
         }
         let watching = health::watch_all(
             self.parts.roles.clone(),
@@ -318,6 +356,7 @@ impl Controller {
             | Scenario::DatabaseCorruption => {
                 self.database(scenario).map(|database| postgres::steps(&database))
             }
+            Scenario::PoolExhaustion => self.relief().map(|relief| connections::steps(&relief)),
             other => brokers::steps(&self.brokers(), other)
                 .or_else(|| processes::steps(&self.processes(), other)),
         }
@@ -400,10 +439,12 @@ impl Controller {
                     }
                 }
                 Order::Restart { components: named } => {
-                    let controller = Arc::clone(self);
+                    let upkeep = Arc::clone(&self.upkeep);
                     let names = upkeep::in_turn(components, &named);
                     running.spawn(async move {
-                        controller.restart(names).await;
+                        if let Err(why) = upkeep.restart(&names).await {
+                            tracing::error!(why, "the order to start again was not carried out");
+                        }
                         Ok(())
                     });
                 }
@@ -443,6 +484,10 @@ impl Controller {
 
     /// What a recovery of this scenario is about when nobody says more.
     fn usual(&self, scenario: Scenario, components: &[Component]) -> Option<ComponentName> {
+        if scenario == Scenario::PoolExhaustion {
+            self.authority()?;
+            return ComponentName::new(postgres::SERVICE).ok();
+        }
         if is_of_database(scenario) {
             let state = self.authority()?.view().state;
             return state.primary.or(state.former);
@@ -481,7 +526,7 @@ impl Controller {
 }
 
 /// The scenario is about the owned PostgreSQL as a whole.
-fn is_of_database(scenario: Scenario) -> bool {
+pub(crate) fn is_of_database(scenario: Scenario) -> bool {
     matches!(
         scenario,
         Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption

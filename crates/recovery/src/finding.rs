@@ -8,9 +8,10 @@ use resurgam_model::{ComponentName, Scenario, Timestamp};
 
 use crate::Result;
 use crate::brokers;
-use crate::controller::Controller;
+use crate::connections::{Seen, account};
+use crate::controller::{Controller, is_of_database};
 use crate::journal::NewIncident;
-use crate::postgres::{Verdict, diagnose};
+use crate::postgres::{SERVICE, Verdict, diagnose};
 use crate::processes::subject;
 
 impl Controller {
@@ -52,7 +53,7 @@ impl Controller {
             for component in components {
                 if matches!(component.kind, ComponentKind::Kafka | ComponentKind::RabbitMq) {
                     let ended = watched.ended(component);
-                    match (ended, self.is_planned(&component.name, ended)) {
+                    match (ended, self.upkeep.is_planned(&component.name, ended)) {
                         (Some(_), true) => watched.brokers.excuse(component, Instant::now()),
                         (Some(_), false) => watched.brokers.note_end(component, Instant::now()),
                         (None, _) => {}
@@ -64,7 +65,7 @@ impl Controller {
                 };
                 let health = board.get(&component.name);
                 let ended = watched.ended(component);
-                if self.is_planned(&component.name, ended) {
+                if self.upkeep.is_planned(&component.name, ended) {
                     continue;
                 }
                 let silent = health.is_some_and(|h| h.is_suspect(&self.parts.plan.detection));
@@ -89,12 +90,15 @@ impl Controller {
         }
         if settled {
             found.extend(self.find_brokers(components, watched));
+            found.extend(self.find_connections().map(|new| (new.scenario, new)));
         }
         // A full stop under recovery explains the rest, and the loss of a cluster that of a broker.
         let open = self.parts.journal.open_incidents()?;
         let is_open = |scenario| open.iter().any(|incident| incident.scenario == scenario);
         let stopped = is_open(Scenario::FullStop);
         let cluster = is_open(Scenario::KafkaCluster);
+        // Its connections go with a database that is being replaced.
+        let database = open.iter().any(|incident| is_of_database(incident.scenario));
         Ok(found
             .into_values()
             .filter(|new| {
@@ -105,6 +109,7 @@ impl Controller {
                 !stopped || of_database
             })
             .filter(|new| !cluster || new.scenario != Scenario::KafkaBroker)
+            .filter(|new| !database || new.scenario != Scenario::PoolExhaustion)
             .collect())
     }
 
@@ -121,6 +126,16 @@ impl Controller {
             Some((scenario, NewIncident { scenario, component, cause, first_sign }))
         };
         found.into_iter().filter_map(new).collect()
+    }
+
+    fn find_connections(&self) -> Option<NewIncident> {
+        let seen = self.connections.borrow().clone().filter(Seen::exhausted)?;
+        Some(NewIncident {
+            scenario: Scenario::PoolExhaustion,
+            component: ComponentName::new(SERVICE).ok()?,
+            cause: account(seen.seats, &seen.holders),
+            first_sign: seen.since.unwrap_or_else(Timestamp::now),
+        })
     }
 
     fn find_database(&self) -> Option<NewIncident> {

@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod brokers;
+pub mod connections;
 pub mod controller;
 pub mod drill;
 mod error;

@@ -64,6 +64,7 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
         Scenario::PostgresPrimary
             | Scenario::PostgresRestore
             | Scenario::DatabaseCorruption
+            | Scenario::PoolExhaustion
             | Scenario::FullStop
             | Scenario::FullCluster
     ) {
@@ -96,6 +97,11 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "Errors such as `invalid page in block 7 of relation base/16385/16405`, or `page verification failed` in the server's log.",
             "Backups fail: every page that is copied is checked.",
             "`SELECT datname, checksum_failures, checksum_last_failure FROM pg_stat_database` counts more than 0.",
+        ],
+        Scenario::PoolExhaustion => &[
+            "Clients are refused: `FATAL: sorry, too many clients already`, or `remaining connection slots are reserved`.",
+            "Clients with a pool go on, and run into time-outs where they want one connection more.",
+            "`resurgam status` shows nearly as many connections taken as there are.",
         ],
         Scenario::AgentRegistry => &[
             "Agents cannot register, and heartbeats fail.",

@@ -4,10 +4,11 @@ use resurgam_deployment::postgres::wire::ServerState;
 use resurgam_deployment::{ComponentKind, RunState};
 use resurgam_model::Scenario;
 use resurgam_model::bus::BusKind;
-use resurgam_model::plan::{Ask, Plan};
+use resurgam_model::plan::{Ask, Endable, Plan};
 use serde::Serialize;
 
 use crate::brokers::bus_of;
+use crate::connections::account;
 use crate::runbook::{Danger, outline};
 use crate::status::{Health, Postgres, Status};
 
@@ -46,17 +47,20 @@ pub struct PlannedStep {
 pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
     let (possible, summary, loss, would) = match (scenario, &status.postgres) {
         (
-            Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption,
+            Scenario::PostgresPrimary
+            | Scenario::PostgresRestore
+            | Scenario::DatabaseCorruption
+            | Scenario::PoolExhaustion,
             None,
         ) => {
             let summary =
-                "this deployment runs no PostgreSQL of its own, so there is no primary to replace"
-                    .to_owned();
+                "this deployment runs no PostgreSQL of its own that could be recovered".to_owned();
             (false, summary, "nothing".to_owned(), Vec::new())
         }
         (Scenario::PostgresPrimary, Some(postgres)) => database(postgres, plan),
         (Scenario::PostgresRestore, Some(postgres)) => restore(postgres, plan),
         (Scenario::DatabaseCorruption, Some(postgres)) => damaged(postgres, plan),
+        (Scenario::PoolExhaustion, Some(postgres)) => connections(postgres, plan),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
             (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
@@ -332,6 +336,45 @@ fn brokers(bus: BusKind, status: &Status, plan: &Plan) -> Parts {
     (true, format!("{bus} is brought back while messages take what works"), loss.to_owned(), would)
 }
 
+/// Connections that have run out.
+fn connections(postgres: &Postgres, plan: &Plan) -> Parts {
+    let policy = &plan.postgres.connections;
+    let Some(seen) = &postgres.connections else {
+        let summary = "it is not known how many connections are taken, so none would be ended";
+        return (false, summary.to_owned(), "not known".to_owned(), Vec::new());
+    };
+    let found = account(seen.seats, &seen.holders);
+    if !seen.seats.reach(policy.full_at) {
+        let summary =
+            format!("{found}; {} % would be too many, so nothing is to be done", policy.full_at);
+        return (false, summary, "nothing".to_owned(), Vec::new());
+    }
+    let allowed: Vec<_> = [
+        (Endable::IdleInTransaction, "idle in transaction", policy.idle_in_transaction),
+        (Endable::Idle, "idle", policy.idle),
+        (Endable::Active, "active", policy.active),
+    ]
+    .into_iter()
+    .filter(|(state, ..)| policy.end.contains(state))
+    .map(|(_, word, age)| format!("{word} for {age}"))
+    .collect();
+    let relieve = match allowed.is_empty() {
+        true => "ask a person: the plan allows to end none".to_owned(),
+        false => format!("end those that are {}, as they get there", allowed.join(", or ")),
+    };
+    let would = vec![
+        format!("find that {found}"),
+        "keep who holds them, in which state, and what was done last".to_owned(),
+        relieve,
+        "start the components again whose connections leaked, and name the applications elsewhere"
+            .to_owned(),
+        "connect anew as an ordinary user, write and read, and ask the platform for its readiness"
+            .to_owned(),
+    ];
+    let loss = "nothing acknowledged: what the ended connections had not committed is undone";
+    (true, format!("{found}; those that leaked are ended"), loss.to_owned(), would)
+}
+
 /// Lost processes.
 fn processes(scenario: Scenario, status: &Status) -> Parts {
     let kinds: &[ComponentKind] = match scenario {
@@ -347,6 +390,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         Scenario::PostgresPrimary
         | Scenario::PostgresRestore
         | Scenario::DatabaseCorruption
+        | Scenario::PoolExhaustion
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -13,6 +13,7 @@ use resurgam_model::report::StepReport;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::connections::Seen as Connections;
 use crate::controller::Controller;
 use crate::health::Readiness;
 use crate::journal::Incident;
@@ -89,6 +90,9 @@ pub struct Postgres {
     pub synchronous: Option<ComponentName>,
     /// This one has every acknowledged write: a failover would lose nothing.
     pub complete: Option<ComponentName>,
+    /// Its connections; none when nothing is known of them.
+    #[serde(default)]
+    pub connections: Option<Connections>,
     /// The instances.
     pub instances: Vec<Instance>,
 }
@@ -165,11 +169,10 @@ impl Controller {
             api: self.parts.api.base_url().trim_end_matches('/').to_owned(),
             components,
             pool: self.pool.borrow().clone(),
-            postgres: self
-                .parts
-                .postgres
-                .as_ref()
-                .map(|(a, _, service)| postgres_status(a, *service)),
+            postgres: self.parts.postgres.as_ref().map(|(a, _, service)| Postgres {
+                connections: self.connections.borrow().clone(),
+                ..postgres_status(a, *service)
+            }),
             bus: self.buses(),
             log: self.parts.restorer.as_ref().map(|vaults| vaults.log()).unwrap_or_default(),
             incidents,
@@ -222,6 +225,7 @@ fn postgres_status(authority: &Authority, service: SocketAddr) -> Postgres {
         primary: view.state.primary,
         synchronous: view.state.synchronous,
         complete: view.state.complete,
+        connections: None,
         instances,
     }
 }

@@ -1,14 +1,16 @@
 //! Care on a person's order: starting components again, one after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resurgam_deployment::{Component, ComponentKind, RunState};
+use resurgam_deployment::{Component, ComponentKind, Deployment, RunState};
 use resurgam_model::ComponentName;
+use resurgam_model::plan::Detection;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::controller::Controller;
+use crate::health::Board;
 
 /// A component that does not come back in this time is left to detection, and the others are not
 /// touched.
@@ -41,7 +43,7 @@ pub(crate) fn in_turn(components: &[Component], named: &[ComponentName]) -> Vec<
 
 /// What is started again on purpose, so that its end is no failure.
 #[derive(Debug, Default)]
-pub(crate) struct Planned {
+struct Planned {
     under_way: BTreeSet<ComponentName>,
     /// The process that was ended last. Whoever watches may hear of its end only when the next
     /// one serves already.
@@ -59,7 +61,23 @@ impl Planned {
     }
 }
 
-impl Controller {
+/// Starts components again so that nobody takes it for a failure.
+pub(crate) struct Upkeep {
+    deployment: Arc<dyn Deployment>,
+    board: watch::Sender<Board>,
+    detection: Detection,
+    planned: Mutex<Planned>,
+}
+
+impl Upkeep {
+    pub(crate) fn new(
+        deployment: Arc<dyn Deployment>,
+        board: watch::Sender<Board>,
+        detection: Detection,
+    ) -> Self {
+        Self { deployment, board, detection, planned: Mutex::default() }
+    }
+
     fn planned(&self) -> MutexGuard<'_, Planned> {
         self.planned.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,26 +89,32 @@ impl Controller {
     }
 
     /// Starts these again, each when the one before serves.
-    pub(crate) async fn restart(&self, names: Vec<ComponentName>) {
+    ///
+    /// # Errors
+    /// Which one did not come back, and why; those after it are left as they are.
+    pub(crate) async fn restart(&self, names: &[ComponentName]) -> Result<(), String> {
         for name in names {
-            let served = self.restart_one(&name).await;
-            self.planned().under_way.remove(&name);
+            let served = self.restart_one(name).await;
+            self.planned().under_way.remove(name);
             match served {
                 Ok(true) => tracing::info!(component = %name, "started again, as ordered"),
                 Ok(false) => {
-                    tracing::error!(component = %name, "does not serve again; the others are left as they are");
-                    return;
+                    return Err(format!(
+                        "{name} does not serve again; the others are left as they are"
+                    ));
                 }
                 Err(error) => {
-                    tracing::error!(component = %name, %error, "cannot be started again; the others are left as they are");
-                    return;
+                    return Err(format!(
+                        "{name} cannot be started again, and the others are left as they are: {error}"
+                    ));
                 }
             }
         }
+        Ok(())
     }
 
     async fn restart_one(&self, name: &ComponentName) -> crate::Result<bool> {
-        let deployment = &self.parts.deployment;
+        let deployment = &self.deployment;
         let components = deployment.components().await?;
         let pid = components.iter().find(|c| c.name == *name).and_then(|c| c.pid);
         self.planned().begin(name, pid);
@@ -111,7 +135,7 @@ impl Controller {
                     .board
                     .borrow()
                     .get(name)
-                    .is_some_and(|health| health.is_well(&self.parts.plan.detection));
+                    .is_some_and(|health| health.is_well(&self.detection));
             if component.state == RunState::Running && answers {
                 return Ok(true);
             }

@@ -350,6 +350,7 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
         }
     }
     plan.backup.check().map_err(|(key, problem)| value_error(&key, problem))?;
+    plan.postgres.connections.check().map_err(|(key, problem)| value_error(&key, problem))?;
     if plan.postgres.standbys > 8 {
         return Err(value_error("postgres.standbys", "must be from 0 to 8"));
     }
@@ -378,6 +379,14 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
         if !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
             return Err(value_error(&format!("postgres.settings.{key}"), "is no setting's name"));
         }
+        if lower == "superuser_reserved_connections"
+            && plan.postgres.settings.get(key).is_none_or(|text| !seats(text))
+        {
+            return Err(value_error(
+                &format!("postgres.settings.{key}"),
+                "must be a number of at least 3: keeper, controller and a person need a connection when there is none left for others",
+            ));
+        }
     }
     match (plan.store.kind, &plan.store.url) {
         (StoreKind::External, None) => Err(value_error(
@@ -390,6 +399,11 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Enough connections stay for those who help.
+fn seats(text: &str) -> bool {
+    text.trim().parse::<u32>().is_ok_and(|seats| seats >= 3)
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 mod backup;
 mod bus;
+mod connections;
 mod effective;
 
 pub use backup::{Backup, Retention, Vault};
 pub use bus::{BUS_VARIABLE, Bus, BusKind, Kafka, RabbitMq, UnknownBus};
+pub use connections::{Connections, Endable};
 pub use effective::{EffectivePlan, Origin, PlanError, Setting, variables};
 
 use std::collections::BTreeMap;
@@ -246,6 +248,8 @@ pub struct Postgres {
     /// How long commits may wait for a synchronous standby that is gone, before the primary
     /// goes on alone. Until redundancy is back no failover without loss is possible.
     pub degrade_after: Duration,
+    /// What is done when its connections run out.
+    pub connections: Connections,
     /// `shared_buffers` and other settings, as in `postgresql.conf`. Settings on which
     /// replication and fencing rest are refused.
     pub settings: BTreeMap<String, String>,
@@ -259,6 +263,7 @@ impl Default for Postgres {
             bin_dir: None,
             lease: Duration::from_secs(3),
             degrade_after: Duration::from_secs(5),
+            connections: Connections::default(),
             settings: BTreeMap::new(),
         }
     }

@@ -32,11 +32,13 @@ impl FaultKind {
         }
     }
 
-    /// What it is called in a scenario: where data is damaged, nothing is killed.
+    /// What it is called in a scenario: where data is damaged or connections leak, nothing is
+    /// killed.
     #[must_use]
     pub fn word(self, scenario: Scenario) -> &'static str {
         match scenario {
             Scenario::DatabaseCorruption => "damage",
+            Scenario::PoolExhaustion => "leak",
             _ => self.as_str(),
         }
     }

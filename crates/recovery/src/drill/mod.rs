@@ -9,6 +9,7 @@ mod damage;
 pub mod fault;
 pub mod fence;
 pub mod history;
+pub mod leak;
 pub mod ledger;
 pub mod load;
 pub mod lost;

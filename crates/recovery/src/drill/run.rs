@@ -52,7 +52,7 @@ pub struct Drill<'a> {
 #[derive(Default)]
 pub(super) struct Struck {
     pub(super) at: Timestamp,
-    /// When everything was back, where no incident says so.
+    /// When everything was back, as the drill itself saw.
     pub(super) back: Option<Timestamp>,
     /// What the drill itself has done, where nobody is left to do it.
     pub(super) steps: Vec<StepReport>,
@@ -86,6 +86,7 @@ impl Drill<'_> {
             Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
             Scenario::PostgresRestore => self.postgres_restore(&status).await?,
             Scenario::DatabaseCorruption => self.database_corruption(&status).await?,
+            Scenario::PoolExhaustion => self.pool_exhaustion(&status).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
             Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
@@ -404,6 +405,8 @@ impl Drill<'_> {
             | Scenario::KafkaBroker
             | Scenario::KafkaCluster
             | Scenario::RabbitMq => restored,
+            // Who had a connection went on; who had none was let in at this moment.
+            Scenario::PoolExhaustion => restored.max(struck.back).filter(|_| restored.is_some()),
             Scenario::FullStop => restored.max(first_write).filter(|_| restored.is_some()),
             Scenario::FullCluster => struck.back.max(first_write).filter(|_| struck.back.is_some()),
         };

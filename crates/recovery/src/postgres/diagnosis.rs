@@ -26,6 +26,8 @@ pub enum SqlSign {
     NotTried,
     /// A write succeeded.
     Works,
+    /// It answers that it has no connection left: it lives, and is no less lost than one that works.
+    NoRoom,
     /// So many tries in a row have failed.
     Fails {
         /// How many.
@@ -95,7 +97,7 @@ pub fn diagnose(signs: &Signs) -> Verdict {
         SqlSign::Fails { times, why } => {
             Some((*times, format!("SQL fails ({times} times): {why}")))
         }
-        SqlSign::NotTried | SqlSign::Works => None,
+        SqlSign::NotTried | SqlSign::Works | SqlSign::NoRoom => None,
     };
     let deaf: Vec<String> = signs
         .standbys
@@ -191,6 +193,7 @@ mod tests {
         assert!(!lost(&signs(silent(2500), fails(5), &[Some(true)])));
         assert!(!lost(&signs(silent(2500), fails(5), &[None])), "the standby cannot be asked");
         assert!(!lost(&signs(silent(500), fails(5), &[Some(false)])));
+        assert!(!lost(&signs(silent(2500), SqlSign::NoRoom, &[])), "it answers");
         assert!(lost(&signs(silent(2500), fails(2), &[Some(false)])));
 
         let stuck = |for_ms| KeeperSign::Reports(ServerState::Unresponsive { for_ms });

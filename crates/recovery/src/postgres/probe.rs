@@ -9,6 +9,7 @@ use resurgam_deployment::postgres::secrets::PROBER;
 use resurgam_model::plan::Detection;
 use resurgam_model::{ComponentName, Timestamp};
 use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::authority::Authority;
@@ -63,17 +64,18 @@ pub async fn probe(
         let still = |authority: &Authority| authority.view().state.primary.as_ref() == Some(&name);
         let session = async {
             let mut connected = connect(address, &secrets, detection.timeout.0).await?;
+            let other = Failure::Other;
             loop {
                 let write = tokio::time::timeout(detection.timeout.0, write(&connected.client));
                 match write.await {
                     Ok(Ok(damaged)) => worked(&beat, &name, damaged),
-                    Ok(Err(error)) => return Err(describe(&error)),
-                    Err(_) => return Err(format!("no answer within {}", detection.timeout)),
+                    Ok(Err(error)) => return Err(other(describe(&error))),
+                    Err(_) => return Err(other(format!("no answer within {}", detection.timeout))),
                 }
                 tokio::select! {
                     () = tokio::time::sleep(detection.interval.0) => {}
                     // A broken connection is noticed at once, not at the next beat.
-                    end = &mut connected.end => return Err(end.unwrap_or_else(|_| "closed".to_owned())),
+                    end = &mut connected.end => return Err(other(end.unwrap_or_else(|_| "closed".to_owned()))),
                 }
                 if !still(&authority) {
                     return Ok(());
@@ -99,15 +101,25 @@ fn worked(beat: &watch::Sender<Beat>, target: &ComponentName, damaged: u64) {
     });
 }
 
-fn failed(beat: &watch::Sender<Beat>, target: &ComponentName, why: String) {
+/// Why the probe did not get through.
+enum Failure {
+    /// All connections are taken.
+    NoRoom,
+    Other(String),
+}
+
+fn failed(beat: &watch::Sender<Beat>, target: &ComponentName, why: Failure) {
     beat.send_modify(|beat| {
         let times = match &beat.sign {
             SqlSign::Fails { times, .. } => times.saturating_add(1),
-            SqlSign::NotTried | SqlSign::Works => 1,
+            SqlSign::NotTried | SqlSign::Works | SqlSign::NoRoom => 1,
         };
         *beat = Beat {
             target: Some(target.clone()),
-            sign: SqlSign::Fails { times, why },
+            sign: match why {
+                Failure::NoRoom => SqlSign::NoRoom,
+                Failure::Other(why) => SqlSign::Fails { times, why },
+            },
             failing_since: beat.failing_since.or_else(|| Some(Timestamp::now())),
             damaged: beat.damaged,
         };
@@ -124,7 +136,7 @@ async fn connect(
     address: SocketAddr,
     secrets: &Secrets,
     timeout: Duration,
-) -> Result<Connected, String> {
+) -> Result<Connected, Failure> {
     let mut config = Config::new();
     config
         .host(address.ip().to_string())
@@ -136,8 +148,11 @@ async fn connect(
     let connecting = tokio::time::timeout(timeout, config.connect(NoTls)).await;
     let (client, connection) = match connecting {
         Ok(Ok(connected)) => connected,
-        Ok(Err(error)) => return Err(describe(&error)),
-        Err(_) => return Err("connects, but gets no answer".to_owned()),
+        Ok(Err(error)) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {
+            return Err(Failure::NoRoom);
+        }
+        Ok(Err(error)) => return Err(Failure::Other(describe(&error))),
+        Err(_) => return Err(Failure::Other("connects, but gets no answer".to_owned())),
     };
     let (say, end) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {

@@ -65,6 +65,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         Scenario::PostgresPrimary
         | Scenario::PostgresRestore
         | Scenario::DatabaseCorruption
+        | Scenario::PoolExhaustion
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -1,6 +1,7 @@
 //! What a plan can keep of what it promises: a pure function of the plan, of what is known of its
 //! vaults, and of what drills have shown.
 
+mod database;
 mod vaults;
 
 use resurgam_model::plan::{Ask, Drills, Plan, StoreKind};
@@ -94,6 +95,7 @@ pub(crate) fn audit(
                 Scenario::PostgresPrimary
                     | Scenario::PostgresRestore
                     | Scenario::DatabaseCorruption
+                    | Scenario::PoolExhaustion
             );
             (!of_database || database) && bus_of(*scenario).is_none_or(has_bus)
         })
@@ -113,7 +115,7 @@ pub(crate) fn audit(
             });
         }
     }
-    database(plan, &mut findings);
+    database::database(plan, &mut findings);
     backups(plan, vaults, gap, now, &mut findings);
     if plan.deployment.drills == Drills::Allowed {
         practice(&reach, drills, now, &mut findings);
@@ -160,6 +162,9 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
         }
         Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
             (zero, "what is not delivered is in the store".to_owned())
+        }
+        Scenario::PoolExhaustion => {
+            (zero, "what an ended connection had not committed was not acknowledged".to_owned())
         }
         Scenario::Api | Scenario::AgentRegistry | Scenario::WorkerPool | Scenario::FullStop => {
             (zero, "what is acknowledged is on disk".to_owned())
@@ -255,17 +260,6 @@ fn remedy(plan: &Plan, scenario: Scenario) -> String {
         _ => format!(
             "have backup.schedule come at least every {rpo}, or promise less under [objectives.{scenario}]"
         ),
-    }
-}
-
-fn database(plan: &Plan, findings: &mut Vec<Finding>) {
-    if plan.store.kind == StoreKind::Sqlite {
-        findings.push(Finding {
-            level: Level::Note,
-            rule: "one-machine",
-            problem: "the database is a file on this machine; only a backup survives the loss of its disk".to_owned(),
-            remedy: "store.kind = \"postgres\" with a standby, if that is not enough".to_owned(),
-        });
     }
 }
 

@@ -421,7 +421,10 @@ fn list(json: bool) -> Result<u8, Failure> {
 fn is_of_postgres(scenario: Scenario) -> bool {
     matches!(
         scenario,
-        Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+        Scenario::PostgresPrimary
+            | Scenario::PostgresRestore
+            | Scenario::DatabaseCorruption
+            | Scenario::PoolExhaustion
     )
 }
 

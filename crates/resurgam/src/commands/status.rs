@@ -5,6 +5,7 @@ use std::time::Duration;
 use resurgam_deployment::postgres::wire::ServerState;
 use resurgam_model::Timestamp;
 use resurgam_model::bus::Circuit;
+use resurgam_recovery::connections::account;
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::status::{Instance, Postgres, Status};
 
@@ -118,6 +119,10 @@ fn print_postgres(postgres: &Postgres) {
         postgres.synchronous.as_ref().map_or_else(none, ToString::to_string),
         if postgres.complete.is_some() { "lose nothing" } else { "lose what no standby has yet" },
     ));
+    output::data(&match &postgres.connections {
+        Some(seen) => account(seen.seats, &seen.holders),
+        None => "how many connections are taken is not known".to_owned(),
+    });
     let mut table = output::table(&[
         "instance", "address", "role", "timeline", "position", "lag", "heard", "fence", "note",
     ]);

@@ -93,6 +93,7 @@ fn scenarios_are_listed() {
             "kafka-broker",
             "rabbitmq",
             "api",
+            "pool-exhaustion",
             "agent-registry",
             "worker-pool"
         ]
@@ -157,6 +158,24 @@ fn a_backup_meets_damaged_pages_and_the_standby_takes_over() {
     // A rewind would keep the damage.
     assert!(step("rebuild").contains("set-aside/damaged-postgres-0"), "{report:#}");
     assert!(step("rebuild").contains("base backup"), "{report:#}");
+}
+
+#[test]
+fn a_client_takes_every_connection_and_forgets_them() {
+    let place = Place::for_drills(
+        "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n\
+         [postgres.connections]\nidle_in_transaction = '2s'\n",
+    );
+    let ended = place
+        .start(&["drill", "pool-exhaustion", "--json", "--plan=resurgam.toml"])
+        .end(&place, 2 * LONG);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let report = ended.json();
+    is_complete(&report);
+    assert_eq!(report["result"], "recovered", "{report:#}");
+    assert_eq!(report["fault"], "leak");
+    assert_eq!((&report["lost"], &report["duplicated"]), (&0.into(), &0.into()), "{report:#}");
+    assert_eq!(steps(&report), ["confirm", "evidence", "relieve", "restart", "verify"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod backup;
 mod bad_input;
 mod bus;
 mod commands;
+mod connections;
 mod controller_killed;
 mod demo;
 mod drill;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 11] = [
+const SCENARIOS: [&str; 12] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
@@ -15,6 +15,7 @@ const SCENARIOS: [&str; 11] = [
     "kafka-broker",
     "rabbitmq",
     "api",
+    "pool-exhaustion",
     "agent-registry",
     "worker-pool",
 ];
