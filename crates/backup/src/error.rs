@@ -23,12 +23,30 @@ pub enum Error {
         vault: String,
     },
     /// There is no vault at that place.
-    #[error("there is no vault at {}; make it with: resurgam vault init {vault}", path.display())]
+    #[error("there is no vault at {place}; make it with: resurgam vault init {vault}")]
     NoVault {
         /// Which.
         vault: String,
         /// Where it should be.
-        path: PathBuf,
+        place: String,
+    },
+    /// The credentials for a vault's object store could not be had. The text does not hold them.
+    #[error("the credentials for the vault {vault} cannot be had: {reason}")]
+    Credentials {
+        /// Which vault.
+        vault: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// An object store refused something, or did not answer.
+    #[error("{place} cannot {action}: {reason}")]
+    Store {
+        /// What was being done.
+        action: &'static str,
+        /// The part of a bucket.
+        place: String,
+        /// Why it failed.
+        reason: String,
     },
     /// The vault could not be used.
     #[error("the vault {vault} cannot {action}: {reason}")]

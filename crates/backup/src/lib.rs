@@ -14,6 +14,7 @@ mod error;
 pub mod log;
 pub mod manifest;
 mod password;
+mod place;
 pub mod restore;
 pub mod retention;
 pub mod scratch;
@@ -23,3 +24,4 @@ pub mod vault;
 
 pub use error::{Error, Result};
 pub use password::Password;
+pub use place::Place;

@@ -152,6 +152,11 @@ fn source(loaded: &Loaded) -> Result<Source, Failure> {
     })
 }
 
+/// Where backups are made, in the state folder.
+pub(crate) fn gathering(state: &Path) -> PathBuf {
+    state.join("backup")
+}
+
 /// One at a time on a state folder: backups and verifications. Waits for its turn, which ends with
 /// the process.
 async fn turn(state: &Path, say: &(dyn Fn(&str) + Sync)) -> Result<File, Failure> {
@@ -194,7 +199,7 @@ pub(crate) async fn take(
         )));
     }
     let _turn = turn(&source.state, say).await?;
-    let folder = source.state.join("backup");
+    let folder = gathering(&source.state);
     make_dir(&folder, 0o711)?;
     let id = new_id(Timestamp::now());
     let content = folder.join("content");

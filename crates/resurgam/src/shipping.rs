@@ -7,7 +7,7 @@ use resurgam_backup::vault::Vault;
 use resurgam_deployment::postgres::secrets::REPLICATOR;
 use resurgam_model::plan::StoreKind;
 
-use crate::backups::{base, server};
+use crate::backups::{base, gathering, server};
 use crate::plan::Loaded;
 
 /// Ships the log of the plan's own PostgreSQL to its vaults, for as long as it is waited for.
@@ -36,6 +36,7 @@ pub(crate) async fn ship_log(loaded: &Loaded, standings: &Standings) {
         user: REPLICATOR.to_owned(),
         password: server.secrets.replicator.clone(),
         spool: loaded.state_dir().join("log"),
+        backups: gathering(&loaded.state_dir()),
         vaults: vaults.collect(),
         every: backup.ship_every.0,
     };

@@ -3,74 +3,18 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::place::Place;
 use resurgam_deployment::brokers::{KafkaNode, KafkaPrograms, Node, RabbitNode, RabbitPrograms};
 use resurgam_deployment::local::free_address;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Longer than a server takes to start, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Waits until its input ends, which it does when the test process is gone, however it went; then
-/// kills what runs and deletes the folder.
-const CLEANER: &str = r#"
-read -r _
-for file in "$1"/*.pid; do
-    pid=$(cat "$file") && kill -KILL "-$pid"
-done 2>/dev/null
-tries=0
-until rm -rf "$1" 2>/dev/null || [ "$tries" -ge 50 ]; do sleep 0.1; tries=$((tries + 1)); done
-"#;
-
-/// A folder and the processes in it. They do not survive the test process.
-#[derive(Debug)]
-struct Place {
-    folder: PathBuf,
-    cleaner: Child,
-}
-
-impl Place {
-    fn new(prefix: &str) -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix(prefix).tempdir()?.keep();
-        let cleaner = Command::new("sh")
-            .args(["-c", CLEANER, "cleaner"])
-            .arg(&folder)
-            .stdin(Stdio::piped())
-            // An interrupt from the keyboard is for the tests, not for what cleans up after them.
-            .process_group(0)
-            .spawn()?;
-        Ok(Self { folder, cleaner })
-    }
-
-    /// Starts a process in a group of its own, with its output in a file.
-    fn spawn(&self, name: &str, mut command: Command) -> io::Result<Child> {
-        let log = fs::File::create(self.log(name))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0)
-            .spawn()?;
-        fs::write(self.folder.join(format!("{name}.pid")), child.id().to_string())?;
-        Ok(child)
-    }
-
-    fn log(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.log"))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        drop(self.cleaner.stdin.take());
-        let _ = self.cleaner.wait();
-    }
-}
 
 /// A node and the processes of it that run.
 struct Running {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub struct Source {
     pub password: String,
     /// The folder for what waits.
     pub spool: PathBuf,
+    /// The folder in which backups are made here: it changes when one is.
+    pub backups: PathBuf,
     /// Where it goes: the vaults' names, and how they are opened.
     pub vaults: BTreeMap<String, Open>,
     /// At most so long after it was written a piece goes to a vault.
@@ -157,6 +159,7 @@ async fn one_system(source: &Source, standings: &Standings) -> Result<(), Stream
         open,
         system: &system.id,
         every: source.every,
+        backups: &source.backups,
         feed: &feed,
         standings,
         having: &having,
@@ -302,6 +305,7 @@ struct Shipper<'a> {
     open: &'a Open,
     system: &'a str,
     every: Duration,
+    backups: &'a Path,
     feed: &'a Arc<Feed>,
     standings: &'a Standings,
     having: &'a Having,
@@ -342,7 +346,8 @@ impl Shipper<'_> {
         let (mut has_gap, mut missed) = (false, false);
         loop {
             // Backups come and go.
-            let changed = vault.snapshots_changed_at();
+            let made = std::fs::metadata(self.backups).and_then(|meta| meta.modified()).ok();
+            let changed = (vault.snapshots_changed_at(), made);
             if seen != Some(changed) {
                 let (vault, system) = (Arc::clone(&vault), self.system.to_owned());
                 has.bases = blocking(move || vault.bases_of(&system)).await?;

@@ -12,9 +12,7 @@
 //! with the programs `restic`, `age` and `zstd` too.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::Read as _;
 
 use age::x25519;
 use resurgam_model::Timestamp;
@@ -23,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contents::Contents;
 use super::segment::{Lineage, Segment, Size};
+use crate::place::{Files, Place};
 use crate::{Error, Result};
 
 const ENDING: &str = ".zst.age";
@@ -52,15 +51,14 @@ pub struct AsOf {
 #[derive(Clone)]
 pub struct LogStore {
     vault: String,
-    root: PathBuf,
-    dir: PathBuf,
+    files: Files,
     keys: Vec<x25519::Identity>,
     size: Size,
 }
 
 impl std::fmt::Debug for LogStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogStore").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("LogStore").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
@@ -71,17 +69,9 @@ impl std::fmt::Display for LogStore {
 }
 
 impl LogStore {
-    /// In the folder `below` of the vault at `root`. With the first key is written, with all of them
-    /// read.
-    pub(crate) fn new(
-        vault: &str,
-        root: &Path,
-        below: &Path,
-        keys: Vec<x25519::Identity>,
-        size: Size,
-    ) -> Self {
-        let (vault, root, dir) = (vault.to_owned(), root.to_owned(), root.join(below));
-        Self { vault, root, dir, keys, size }
+    /// Of a vault, in these of its files. With the first key is written, with all of them read.
+    pub(crate) fn new(vault: &str, files: Files, keys: Vec<x25519::Identity>, size: Size) -> Self {
+        Self { vault: vault.to_owned(), files, keys, size }
     }
 
     /// How large the segments are.
@@ -126,19 +116,9 @@ impl LogStore {
 
     /// The names of the files, without their ending.
     fn names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(names),
-            entries => entries.map_err(Error::path("cannot read", &self.dir))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(Error::path("cannot read", &self.dir))?;
-            let name = entry.file_name();
-            names.extend(
-                name.to_str().and_then(|name| name.strip_suffix(ENDING)).map(str::to_owned),
-            );
-        }
-        Ok(names)
+        let names = self.files.names()?;
+        let names = names.iter().filter_map(|name| name.strip_suffix(ENDING));
+        Ok(names.map(str::to_owned).collect())
     }
 
     /// What the files take.
@@ -146,7 +126,7 @@ impl LogStore {
     /// # Errors
     /// When the vault cannot be read.
     pub fn bytes(&self) -> Result<u64> {
-        Ok(crate::vault::measure(&self.dir)?.1)
+        self.files.bytes()
     }
 
     fn piece(&self, name: &str) -> Option<(Segment, u64, u64)> {
@@ -187,7 +167,7 @@ impl LogStore {
                 && of == segment
                 && but != Some((from, to))
             {
-                self.remove_file(&self.piece_name(segment, from, to))?;
+                self.files.remove(&self.piece_name(segment, from, to))?;
             }
         }
         Ok(())
@@ -215,7 +195,7 @@ impl LogStore {
     /// When the vault cannot be written.
     pub fn put_as_of(&self, as_of: &AsOf) -> Result<()> {
         let json = serde_json::to_vec(as_of).map_err(|e| self.failed("be written", &e))?;
-        self.write(AS_OF, &json)
+        self.files.write(&self.vault, AS_OF, json)
     }
 
     /// Up to when it is whole; none if there is no log.
@@ -223,15 +203,11 @@ impl LogStore {
     /// # Errors
     /// When the vault cannot be read.
     pub fn as_of(&self) -> Result<Option<AsOf>> {
-        let path = self.dir.join(AS_OF);
-        match fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::path("cannot read", path)(error)),
-            Ok(json) => serde_json::from_slice(&json).map(Some).map_err(|error| Error::Damaged {
-                what: path.display().to_string(),
-                how: error.to_string(),
-            }),
-        }
+        let Some(json) = self.files.read(AS_OF)? else { return Ok(None) };
+        serde_json::from_slice(&json).map(Some).map_err(|error| Error::Damaged {
+            what: format!("{}/{AS_OF}", self.files),
+            how: error.to_string(),
+        })
     }
 
     /// A whole segment, or the first `reached` bytes of its pieces and zeros after them: to
@@ -311,20 +287,10 @@ impl LogStore {
                 self.remove_pieces(*segment, None)?;
             }
             if contents.whole.contains(segment) {
-                self.remove_file(&self.whole_name(*segment))?;
+                self.files.remove(&self.whole_name(*segment))?;
             }
         }
         Ok(())
-    }
-
-    fn remove_file(&self, name: &str) -> Result<()> {
-        let path = self.dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::path("cannot remove", path)(error))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Compresses, encrypts and writes.
@@ -333,35 +299,15 @@ impl LogStore {
         let key = self.keys.first().ok_or_else(|| failed(&"it has no key for the log"))?;
         let packed = zstd::bulk::compress(plain, LEVEL).map_err(|error| failed(&error))?;
         let sealed = age::encrypt(&key.to_public(), &packed).map_err(|error| failed(&error))?;
-        self.write(name, &sealed)
-    }
-
-    /// Writes a file: complete and on disk, or not at all.
-    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        let (path, temporary) = (self.dir.join(name), self.dir.join(format!(".{name}.new")));
-        // Where a file system is not mounted any more there is an empty folder, which is no vault.
-        if !self.root.join("config").is_file() {
-            return Err(Error::NoVault { vault: self.vault.clone(), path: self.root.clone() });
-        }
-        let write = || {
-            fs::create_dir_all(&self.dir)?;
-            let mut file = File::create(&temporary)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&self.dir)?.sync_all()
-        };
-        write().map_err(|error| {
-            // Half a file on a full disk would keep it full.
-            let _ = fs::remove_file(&temporary);
-            Error::path("cannot write", &path)(error)
-        })
+        self.files.write(&self.vault, name, sealed)
     }
 
     fn open(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.dir.join(name);
-        let sealed = fs::read(&path).map_err(Error::path("cannot read", &path))?;
-        let damaged = |how: String| Error::Damaged { what: path.display().to_string(), how };
+        let path = || format!("{}/{name}", self.files);
+        let Some(sealed) = self.files.read(name)? else {
+            return Err(self.failed("be read", &format!("{} is not there", path())));
+        };
+        let damaged = |how: String| Error::Damaged { what: path(), how };
         let decryptor =
             age::Decryptor::new_buffered(&*sealed).map_err(|error| damaged(error.to_string()))?;
         let keys = self.keys.iter().map(|key| key as &dyn age::Identity);
@@ -374,34 +320,28 @@ impl LogStore {
     }
 }
 
-/// The logs of a deployment in a vault's folder: the names of the systems.
-pub(crate) fn systems(vault: &Path, deployment: &str) -> Result<Vec<String>> {
-    let dir = vault.join(folder(deployment));
-    let entries = match fs::read_dir(&dir) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(Error::path("cannot read", &dir))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(Error::path("cannot read", &dir))?;
-        names.extend(entry.file_name().into_string());
-    }
-    Ok(names)
+/// The logs of a deployment in a vault: the names of the systems.
+pub(crate) fn systems(place: &Place, deployment: &str) -> Result<Vec<String>> {
+    place.files(&folder(deployment)).folders()
 }
 
 /// Where in a vault the logs of a deployment are.
-pub(crate) fn folder(deployment: &str) -> PathBuf {
-    Path::new("log").join(deployment)
+pub(crate) fn folder(deployment: &str) -> String {
+    format!("log/{deployment}")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn store(dir: &Path) -> LogStore {
         let size = Size::new(1 << 20).unwrap();
         fs::write(dir.join("config"), "").unwrap();
-        LogStore::new("here", dir, Path::new("log"), vec![x25519::Identity::generate()], size)
+        let files = Place::folder(dir).files("log");
+        LogStore::new("here", files, vec![x25519::Identity::generate()], size)
     }
 
     #[test]
@@ -452,7 +392,7 @@ mod tests {
         let store = store(dir.path());
         let segment = Segment { number: 1, timeline: 1 };
         store.put_piece(segment, 0, &[7; 5000]).unwrap();
-        let path = store.dir.join(store.piece_name(segment, 0, 5000));
+        let path = dir.path().join("log").join(store.piece_name(segment, 0, 5000));
         let stranger = LogStore { keys: vec![x25519::Identity::generate()], ..store.clone() };
         assert!(matches!(stranger.get(segment, Some(1)), Err(Error::Damaged { .. })));
         let whole = fs::read(&path).unwrap();
@@ -465,9 +405,13 @@ mod tests {
         }
         fs::write(&path, &whole[..whole.len() - 20]).unwrap();
         assert!(matches!(store.get(segment, Some(5000)), Err(Error::Damaged { .. })));
-        fs::write(store.dir.join("000000010000000000000009.FFFFFFFF-00000001.zst.age"), "")
+        fs::write(
+            dir.path().join("log").join("000000010000000000000009.FFFFFFFF-00000001.zst.age"),
+            "",
+        )
+        .unwrap();
+        fs::write(dir.path().join("log").join(".000000010000000000000009.zst.age.new"), "")
             .unwrap();
-        fs::write(store.dir.join(".000000010000000000000009.zst.age.new"), "").unwrap();
         assert_eq!(store.contents().unwrap().whole.len(), 0);
     }
 }

@@ -75,8 +75,8 @@ impl Vault {
                 keys = vec![self.new_log_key(repository)?];
             }
         }
-        let below = folder(&self.deployment).join(system);
-        Ok(LogStore::new(&self.name, &self.path, &below, keys, size))
+        let files = self.place.files(&format!("{}/{system}", folder(&self.deployment)));
+        Ok(LogStore::new(&self.name, files, keys, size))
     }
 
     /// The system identifiers of the databases whose log is there.
@@ -84,7 +84,7 @@ impl Vault {
     /// # Errors
     /// When the vault cannot be read.
     pub fn logs(&self) -> Result<Vec<String>> {
-        systems(&self.path, &self.deployment)
+        systems(&self.place, &self.deployment)
     }
 
     /// What can be said of each log that is there; that which came last is the last.
@@ -141,7 +141,7 @@ impl Vault {
 
     /// Changes when a backup comes or goes.
     pub(crate) fn snapshots_changed_at(&self) -> Option<SystemTime> {
-        std::fs::metadata(self.path.join("snapshots")).and_then(|meta| meta.modified()).ok()
+        self.place.changed_at()
     }
 
     /// Whether the log that comes is of no use to the newest of these backups, so that another one

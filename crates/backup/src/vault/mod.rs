@@ -16,14 +16,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use resurgam_model::{Timestamp, plan};
-use rustic_backend::BackendOptions;
 use rustic_core::repofile::{NodeType, SnapshotFile};
 use rustic_core::{
     BackupOptions, CheckOptions, ConfigOptions, Credentials, LsOptions, OpenStatus, ParentOptions,
     PathList, PruneOptions, Repository, RepositoryOptions, RusticError, SnapshotOptions,
     StringList,
 };
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 pub use self::keys::Key;
@@ -31,6 +29,7 @@ use self::keys::key_options;
 pub use self::log::LogReport;
 use crate::manifest::{Manifest, Table};
 use crate::password::Password;
+use crate::place::{Lock, Place};
 use crate::{Error, Result};
 
 /// The label of our snapshots.
@@ -46,8 +45,6 @@ const BAD: &str = "bad";
 /// A list of snapshots is read so often, with a pause between.
 const TRIES: u32 = 10;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
-/// So long one waits for another who writes to the vault.
-const TURN: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What is known of a backup's worth.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +101,7 @@ impl Backup {
 #[derive(Debug)]
 pub struct Vault {
     name: String,
-    path: PathBuf,
+    place: Place,
     deployment: String,
     password: Password,
 }
@@ -113,21 +110,16 @@ impl Vault {
     /// Makes a new vault.
     ///
     /// # Errors
-    /// When there is one already, or the folder cannot be used.
-    pub fn init(name: &str, path: &Path, deployment: &str, password: Password) -> Result<Self> {
-        let vault = Self {
-            name: name.to_owned(),
-            path: path.to_owned(),
-            deployment: deployment.to_owned(),
-            password,
-        };
-        if path.join("config").exists() {
+    /// When there is one already, or the place cannot be used.
+    pub fn init(name: &str, place: Place, deployment: &str, password: Password) -> Result<Self> {
+        let vault = Self::at(name, place, deployment, password);
+        if vault.place.has_vault()? {
             return Err(vault.failed("be made")(format!(
                 "there is one at {} already",
-                path.display()
+                vault.place
             )));
         }
-        std::fs::create_dir_all(path).map_err(Error::path("cannot create", path))?;
+        vault.place.prepare()?;
         vault
             .backend()?
             .init(&vault.credentials(), &key_options(), &ConfigOptions::default())
@@ -135,17 +127,17 @@ impl Vault {
         Ok(vault)
     }
 
+    fn at(name: &str, place: Place, deployment: &str, password: Password) -> Self {
+        let (name, deployment) = (name.to_owned(), deployment.to_owned());
+        Self { name, place, deployment, password }
+    }
+
     /// Opens a vault.
     ///
     /// # Errors
     /// When there is none, or the password is not one of its.
-    pub fn open(name: &str, path: &Path, deployment: &str, password: Password) -> Result<Self> {
-        let vault = Self {
-            name: name.to_owned(),
-            path: path.to_owned(),
-            deployment: deployment.to_owned(),
-            password,
-        };
+    pub fn open(name: &str, place: Place, deployment: &str, password: Password) -> Result<Self> {
+        let vault = Self::at(name, place, deployment, password);
         vault.repository()?;
         Ok(vault)
     }
@@ -153,10 +145,10 @@ impl Vault {
     /// The vault of a plan, for the deployment of that name.
     ///
     /// # Errors
-    /// As [`Vault::open`], or when the password cannot be had.
+    /// As [`Vault::open`], or when password or credentials cannot be had.
     pub fn of_plan(vault: &plan::Vault, deployment: &str, base: &Path) -> Result<Self> {
         let password = Password::of(vault, base)?;
-        Self::open(vault.name.as_str(), &base.join(&vault.path), deployment, password)
+        Self::open(vault.name.as_str(), Place::of_plan(vault, base)?, deployment, password)
     }
 
     /// Its name in the plan.
@@ -185,18 +177,16 @@ impl Vault {
     }
 
     fn backend(&self) -> Result<Repository<()>> {
-        let backends = BackendOptions::default()
-            .repository(self.path.display().to_string())
-            .to_backends()
-            .map_err(self.told("be opened"))?;
+        let backends = self.place.backends().map_err(self.told("be opened"))?;
         // Without a cache elsewhere, which would outlive the vault.
         let options = RepositoryOptions::default().no_cache(true);
         Repository::new(&options, &backends).map_err(self.told("be opened"))
     }
 
     fn repository(&self) -> Result<Repository<OpenStatus>> {
-        if !self.path.join("config").is_file() {
-            return Err(Error::NoVault { vault: self.name.clone(), path: self.path.clone() });
+        if !self.place.has_vault()? {
+            let (vault, place) = (self.name.clone(), self.place.to_string());
+            return Err(Error::NoVault { vault, place });
         }
         self.backend()?.open(&self.credentials()).map_err(self.told("be opened"))
     }
@@ -215,27 +205,8 @@ impl Vault {
         }
     }
 
-    /// Keeps others from writing to the vault or removing from it, until it is dropped; waits a
-    /// while for whoever does so now. The library has no locks of its own. Ends with the process.
-    fn lock(&self) -> Result<File> {
-        let path = self.path.join("resurgam.lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Error::path("cannot open", &path))?;
-        let until = std::time::Instant::now() + TURN;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < until => {
-                    std::thread::sleep(PAUSE);
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(Error::Busy {
-                        what: format!("somebody else writes to the vault {}", self.name),
-                    });
-                }
-                Err(error) => return Err(Error::path("cannot lock", path)(error.into())),
-            }
-        }
+    fn lock(&self) -> Result<Lock> {
+        self.place.lock(&self.name)
     }
 
     /// The backups, the newest first.

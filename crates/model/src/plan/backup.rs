@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use super::bucket::{BucketUrl, Service};
 use crate::schedule::Cron;
 use crate::{ComponentName, Duration};
 
@@ -81,7 +82,30 @@ pub struct Vault {
     /// Its name on the command line.
     pub name: ComponentName,
     /// The folder. Relative paths start at the plan file's folder.
-    pub path: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The part of a bucket, instead of a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<BucketUrl>,
+    /// Where the object store is, if not where its protocol's maker has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The storage account of an Azure container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// The file with the credentials for the object store, where the environment has none, in the form of
+    /// `~/.aws/credentials`. Relative paths start at the plan file's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<PathBuf>,
+    /// Which section of that file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Without other credentials the machine itself is asked for those that its cloud gave it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub instance_credentials: bool,
     /// The file with the password, in its first line. Relative paths start at the plan file's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
@@ -126,6 +150,9 @@ impl Backup {
             if !names.insert(&vault.name) {
                 return no("vaults", &format!("has {} twice", vault.name));
             }
+            vault.check_place().map_err(|(key, problem)| {
+                (format!("backup.vaults.{}{key}", vault.name), problem)
+            })?;
             let ways = usize::from(vault.password_file.is_some())
                 + usize::from(vault.password_env.is_some())
                 + usize::from(!vault.password_command.is_empty());
@@ -136,6 +163,43 @@ impl Backup {
                     "needs exactly one of password_file, password_env and password_command",
                 );
             }
+        }
+        Ok(())
+    }
+}
+
+impl Vault {
+    /// What cannot be used of where it lies: the end of the key, and what is wrong with it.
+    fn check_place(&self) -> Result<(), (String, String)> {
+        let no = |key: &str, problem: &str| Err((key.to_owned(), problem.to_owned()));
+        let url = match (&self.path, &self.url) {
+            (Some(_), None) => None,
+            (None, Some(url)) => Some(url),
+            _ => return no("", "needs exactly one of path and url"),
+        };
+        let service = url.map(|url| url.service);
+        for (key, given, of) in [
+            ("endpoint", self.endpoint.is_some(), None),
+            ("region", self.region.is_some(), Some(Service::S3)),
+            ("account", self.account.is_some(), Some(Service::Azure)),
+            ("credentials_file", self.credentials_file.is_some(), None),
+            ("profile", self.profile.is_some(), None),
+            ("instance_credentials", self.instance_credentials, None),
+        ] {
+            let fits = service.is_some() && (of.is_none() || of == service);
+            if given && !fits {
+                let of = match of {
+                    None => "an object store: give a url instead of a path",
+                    Some(Service::S3) => "a url that begins with s3://",
+                    Some(Service::Azure) => "a url that begins with az://",
+                };
+                return no(&format!(".{key}"), &format!("is only for {of}"));
+            }
+        }
+        if let Some(endpoint) = &self.endpoint
+            && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
+        {
+            return no(".endpoint", "must begin with https:// or http://");
         }
         Ok(())
     }

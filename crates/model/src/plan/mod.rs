@@ -1,11 +1,13 @@
 //! The plan: what is deployed, what is promised, who is called. One file, `resurgam.toml`.
 
 mod backup;
+mod bucket;
 mod bus;
 mod connections;
 mod effective;
 
 pub use backup::{Backup, Retention, Vault};
+pub use bucket::{BadBucketUrl, BucketUrl, Service};
 pub use bus::{BUS_VARIABLE, Bus, BusKind, Kafka, RabbitMq, UnknownBus};
 pub use connections::{Connections, Endable};
 pub use effective::{EffectivePlan, Origin, PlanError, Setting, variables};

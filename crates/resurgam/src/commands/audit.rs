@@ -55,7 +55,10 @@ pub(crate) async fn run(args: AuditArgs) -> Result<u8, Failure> {
         };
         vaults.push(VaultState {
             name: vault.name.to_string(),
-            same_device: same_device(&loaded.path(&vault.path), &loaded.state_dir()),
+            same_device: vault
+                .path
+                .as_ref()
+                .is_some_and(|path| same_device(&loaded.path(path), &loaded.state_dir())),
             backups: backups.map_err(|failure| failure.message),
             log: log_state(&loaded, &log),
         });

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use resurgam_backup::Password;
 use resurgam_backup::vault::Vault;
+use resurgam_backup::{Password, Place};
 use resurgam_model::ComponentName;
 
 use crate::backups::{base, blocking, open, planned};
@@ -126,23 +126,23 @@ pub(crate) async fn run(args: VaultArgs) -> Result<u8, Failure> {
 async fn init(args: &WhichArgs) -> Result<u8, Failure> {
     let loaded = Loaded::read(args.plan.as_deref())?;
     for vault in planned(&loaded, args.vault.as_ref())? {
-        let path = loaded.path(&vault.path);
-        if path.join("config").exists() {
+        let (planned, base) = (vault.clone(), base(&loaded));
+        let place = Place::of_plan(&planned, &base)?;
+        let (shown, looked) = (place.to_string(), place.clone());
+        if blocking(move || looked.has_vault()).await? {
             open(&loaded, vault).await?;
-            output::note(&format!("{} is there already: {}", vault.name, path.display()));
+            output::note(&format!("{} is there already: {shown}", vault.name));
             continue;
         }
-        let (plan, base, place) = (vault.clone(), base(&loaded), path.clone());
         let deployment = loaded.plan().deployment.name.clone();
         blocking(move || {
-            let password = Password::of(&plan, &base)?;
-            Vault::init(plan.name.as_str(), &place, &deployment, password)
+            let password = Password::of(&planned, &base)?;
+            Vault::init(planned.name.as_str(), place, &deployment, password)
         })
         .await?;
         output::note(&format!(
-            "{} is made: {}. Without its password nobody can restore anything: keep it elsewhere as well",
+            "{} is made: {shown}. Without its password nobody can restore anything: keep it elsewhere as well",
             vault.name,
-            path.display()
         ));
     }
     Ok(code::OK)
@@ -197,17 +197,18 @@ async fn add(args: &KeyAddArgs, rotate: bool) -> Result<u8, Failure> {
     let vault = one(args.plan.as_deref(), &args.vault).await?;
     let password = Password::from_file(args.vault.as_str(), &args.new_password_file)?;
     let loaded = Loaded::read(args.plan.as_deref())?;
-    let path = planned(&loaded, Some(&args.vault))?.first().map(|vault| loaded.path(&vault.path));
+    let plan = planned(&loaded, Some(&args.vault))?.first().map(|vault| (*vault).clone());
     let (opened, new) = (Arc::clone(&vault), password.clone());
     let id = blocking(move || opened.add_key(&new)).await?;
     let short: String = id.chars().take(12).collect();
     output::note(&format!("the key {short} is added"));
-    if let (true, Some(path)) = (rotate, path) {
+    if let (true, Some(plan)) = (rotate, plan) {
+        let place = Place::of_plan(&plan, &base(&loaded))?;
         let name = args.vault.to_string();
         let deployment = loaded.plan().deployment.name.clone();
         // Opened by the new password, which proves that it works before the others go.
         let removed = blocking(move || {
-            let vault = Vault::open(&name, &path, &deployment, password)?;
+            let vault = Vault::open(&name, place, &deployment, password)?;
             let others: Vec<_> = vault.keys()?.into_iter().filter(|key| !key.present).collect();
             for key in &others {
                 vault.remove_key(&key.id)?;

@@ -84,6 +84,8 @@ impl Place {
                 "KAFKA_P",
                 "KAFKA_B",
                 "RABBITMQ_",
+                "AWS_",
+                "AZURE_",
             ]
             .iter()
             .any(|prefix| name.starts_with(prefix))

@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use resurgam_backup::Password;
 use resurgam_backup::log::segment::Size;
 use resurgam_backup::vault::Vault;
+use resurgam_backup::{Password, Place as VaultPlace};
 use resurgam_model::database::Lsn;
 use resurgam_model::{Scenario, Timestamp};
 use resurgam_recovery::drill::fault::{Process, working_in};
@@ -23,13 +23,13 @@ use crate::http;
 const POSTGRES: &str = "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n";
 
 /// What `resurgam backup log` says of the newest database.
-fn log(place: &Place) -> Option<Value> {
+pub(crate) fn log(place: &Place) -> Option<Value> {
     let shown = place.finish(&["backup", "log", "--json"]);
     shown.json().as_array()?.last().cloned()
 }
 
 /// Waits until all that was acknowledged before now is in the vault.
-fn shipped(place: &Place) {
+pub(crate) fn shipped(place: &Place) {
     let now = Timestamp::now();
     until("the log reaches the vault", LONG, place, || {
         let at = log(place)?["as_of"]["at"].as_str()?.parse::<Timestamp>().ok()?;
@@ -44,7 +44,7 @@ fn kill(up: Up, place: &Place) {
 }
 
 /// Kills everything, takes the state folder away, and restores the last moment that the vault has.
-fn lose_everything(up: Up, place: &Place) {
+pub(crate) fn lose_everything(up: Up, place: &Place) {
     kill(up, place);
     fs::remove_dir_all(place.path("state")).unwrap();
     restore(place, &[]);
@@ -292,7 +292,9 @@ fn log_that_ends_in_its_middle_is_damaged() {
     shipped(&place);
     up.process.stop(&place);
     let password = Password::from_file("here", &place.path("password")).unwrap();
-    let vault = Vault::open("here", &place.path("vault"), "dotnetagents", password).unwrap();
+    let vault =
+        Vault::open("here", VaultPlace::folder(place.path("vault")), "dotnetagents", password)
+            .unwrap();
     let second = vault.backups().unwrap().remove(0).id;
     vault.remove(&[second]).unwrap();
     let size = Size::default();

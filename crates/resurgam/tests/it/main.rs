@@ -12,6 +12,7 @@
 mod access;
 mod backup;
 mod bad_input;
+mod buckets;
 mod bus;
 mod commands;
 mod connections;
