@@ -3,6 +3,7 @@
 //!
 //! - [`Client`] makes calls, and [`Patience`] says how long it repeats them.
 //! - [`worker::Worker`] claims tasks, has a [`worker::Handler`] work on them, and reports.
+//! - [`Outbound`] posts to servers that are not ours, such as webhooks.
 //! - [`wire`] has the bodies of requests and answers, [`problem`] those of refusals.
 
 mod access;
@@ -10,6 +11,7 @@ mod builder;
 mod client;
 mod error;
 mod http;
+mod outbound;
 mod patience;
 pub mod problem;
 mod tls;
@@ -20,4 +22,5 @@ mod workflows;
 pub use builder::ClientBuilder;
 pub use client::{Client, Result};
 pub use error::{Error, chain};
+pub use outbound::Outbound;
 pub use patience::{Backoff, Patience};

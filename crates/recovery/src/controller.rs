@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
 use crate::journal::orders::Order;
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
+use crate::notify;
 use crate::postgres::{self, Aim, Authority, Beat, Database};
 use crate::processes::{self, Processes, subject};
 use crate::restorer::SharedRestorer;
@@ -43,6 +45,8 @@ pub struct Parts {
     pub name: ComponentName,
     /// The plan in force.
     pub plan: Plan,
+    /// The folder where relative paths of the plan start.
+    pub base: PathBuf,
     /// The journal.
     pub journal: Journal,
     /// Where it all runs.
@@ -82,6 +86,8 @@ pub struct Controller {
     line: Option<Arc<Line>>,
     /// What was seen last of its connections.
     pub(crate) connections: watch::Sender<Option<connections::Seen>>,
+    /// How those stand over whom people are told.
+    pub(crate) channels: notify::Standings,
     /// The deployment has been seen to be up as a whole.
     pub(crate) settled: watch::Sender<bool>,
 }
@@ -114,6 +120,7 @@ impl Controller {
             upkeep,
             line: line.map(Arc::new),
             connections,
+            channels: notify::Standings::default(),
             settled,
         }
     }
@@ -245,6 +252,12 @@ impl Controller {
                 Ok(())
             });
         }
+        parts.spawn(notify::run(
+            self.parts.journal.clone(),
+            self.parts.plan.clone(),
+            self.parts.base.clone(),
+            self.channels.clone(),
+        ));
         parts.spawn(Arc::clone(&self).watch());
         while let Some(ended) = parts.join_next().await {
             match ended {

@@ -17,6 +17,7 @@ mod error;
 mod finding;
 pub mod health;
 pub mod journal;
+pub mod notify;
 pub mod paper;
 pub mod planning;
 pub mod postgres;

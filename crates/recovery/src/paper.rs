@@ -59,7 +59,15 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
         let _ = writeln!(text, "| {who} | {} |", how.replace('|', "\\|"));
     };
     row("Engineer on call", &contacts.on_call);
-    if matches!(
+    if is_for_database_team(scenario) {
+        row("Database team", &contacts.database);
+    }
+    row("Infrastructure team", &contacts.infrastructure);
+}
+
+/// Whether the database team is needed for it.
+pub(crate) fn is_for_database_team(scenario: Scenario) -> bool {
+    matches!(
         scenario,
         Scenario::PostgresPrimary
             | Scenario::PostgresRestore
@@ -67,10 +75,7 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
             | Scenario::PoolExhaustion
             | Scenario::FullStop
             | Scenario::FullCluster
-    ) {
-        row("Database team", &contacts.database);
-    }
-    row("Infrastructure team", &contacts.infrastructure);
+    )
 }
 
 fn meaning(severity: Severity) -> &'static str {

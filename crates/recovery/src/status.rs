@@ -17,6 +17,7 @@ use crate::connections::Seen as Connections;
 use crate::controller::Controller;
 use crate::health::Readiness;
 use crate::journal::Incident;
+use crate::notify::ChannelStanding;
 use crate::postgres::Authority;
 use crate::restorer::LogStanding;
 
@@ -44,6 +45,9 @@ pub struct Status {
     /// How the log of the owned PostgreSQL stands in each vault to which it goes.
     #[serde(default)]
     pub log: Vec<LogStanding>,
+    /// How the channels stand over which people are told.
+    #[serde(default)]
+    pub notify: Vec<ChannelStanding>,
     /// The open incidents.
     pub incidents: Vec<Incident>,
 }
@@ -174,6 +178,7 @@ impl Controller {
                 ..postgres_status(a, *service)
             }),
             bus: self.buses(),
+            notify: self.channels.now(),
             log: self.parts.restorer.as_ref().map(|vaults| vaults.log()).unwrap_or_default(),
             incidents,
         })

@@ -58,6 +58,7 @@ pub(crate) enum Command {
     Backup(commands::backup::BackupArgs),
     Restore(commands::restore::RestoreArgs),
     Vault(commands::vault::VaultArgs),
+    Notify(commands::notify::NotifyArgs),
     Runbook(commands::runbook::RunbookArgs),
     Journal(commands::journal::JournalCommandArgs),
     Agents(commands::agents::AgentsArgs),

@@ -78,6 +78,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Vault(args) => commands::vault::run(args).await,
         Command::Backup(args) => commands::backup::run(args).await,
         Command::Restore(args) => commands::restore::run(args).await,
+        Command::Notify(args) => commands::notify::run(args).await,
         Command::Runbook(args) => commands::runbook::run(&args),
         Command::Journal(args) => commands::journal::run(args),
         Command::Agents(args) => commands::agents::run(args).await,

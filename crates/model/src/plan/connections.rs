@@ -63,7 +63,7 @@ impl Connections {
         ] {
             // In less time a transaction that is at work may pause between two statements.
             if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&age) {
-                return Err((key(name), format!("is {age}; it must be from 1s to 1d")));
+                return Err((key(name), format!("is {age}; it must be from 1s to 24h")));
             }
         }
         Ok(())

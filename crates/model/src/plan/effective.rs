@@ -1,6 +1,6 @@
 //! The plan in force, and where each of its values comes from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -350,6 +350,13 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
         }
     }
     plan.backup.check().map_err(|(key, problem)| value_error(&key, problem))?;
+    let mut names = BTreeSet::new();
+    for channel in &plan.notify {
+        if !names.insert(&channel.name) {
+            return Err(value_error("notify", format!("has {} twice", channel.name)));
+        }
+        channel.check().map_err(|(key, problem)| value_error(&key, problem))?;
+    }
     plan.postgres.connections.check().map_err(|(key, problem)| value_error(&key, problem))?;
     if plan.postgres.standbys > 8 {
         return Err(value_error("postgres.standbys", "must be from 0 to 8"));

@@ -5,12 +5,14 @@ mod bucket;
 mod bus;
 mod connections;
 mod effective;
+mod notify;
 
 pub use backup::{Backup, Retention, Vault};
 pub use bucket::{BadBucketUrl, BucketUrl, Service};
 pub use bus::{BUS_VARIABLE, Bus, BusKind, Kafka, RabbitMq, UnknownBus};
 pub use connections::{Connections, Endable};
 pub use effective::{EffectivePlan, Origin, PlanError, Setting, variables};
+pub use notify::{Notify, NotifyKind, Team};
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -50,6 +52,8 @@ pub struct Plan {
     pub backup: Backup,
     /// Who is called.
     pub contacts: Contacts,
+    /// Who is told of incidents, and how.
+    pub notify: Vec<Notify>,
 }
 
 impl Plan {

@@ -105,6 +105,35 @@ impl Journal {
         self.set_running("no")
     }
 
+    /// The entry of the chain up to which somebody has read.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn marked(&self, reader: &str) -> Result<Option<u64>> {
+        Ok(self.meta(&format!("read/{reader}"))?.and_then(|text| text.parse().ok()))
+    }
+
+    /// Notes the entry up to which somebody has read. That is no part of what the chain keeps.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn mark(&self, reader: &str, entry: u64) -> Result<()> {
+        self.write(|transaction| {
+            set_meta(transaction, &format!("read/{reader}"), &entry.to_string())
+        })
+    }
+
+    /// The same, unless something was noted before.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn mark_once(&self, reader: &str, entry: u64) -> Result<()> {
+        match self.marked(reader)? {
+            Some(_) => Ok(()),
+            None => self.mark(reader, entry),
+        }
+    }
+
     fn set_running(&self, value: &str) -> Result<()> {
         self.write(|transaction| {
             set_meta(transaction, RUNNING, value)?;

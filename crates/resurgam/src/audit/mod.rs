@@ -272,6 +272,14 @@ fn people(plan: &Plan, findings: &mut Vec<Finding>) {
             remedy: "drill a copy of it: the same plan with another state_dir and deployment.drills = \"allowed\"".to_owned(),
         });
     }
+    if plan.notify.is_empty() {
+        findings.push(Finding {
+            level: Level::Risk,
+            rule: "nobody-is-told",
+            problem: "nobody is told of an incident, unless they look".to_owned(),
+            remedy: "add a channel under [[notify]]".to_owned(),
+        });
+    }
     let contacts = &plan.contacts;
     if contacts.on_call.is_none() {
         findings.push(Finding {

@@ -14,6 +14,7 @@ pub(crate) mod instance;
 pub(crate) mod journal;
 pub(crate) mod limit;
 pub(crate) mod message;
+pub(crate) mod notify;
 pub(crate) mod plan;
 pub(crate) mod recover;
 pub(crate) mod restore;

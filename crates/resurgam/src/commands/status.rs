@@ -82,6 +82,11 @@ fn print(status: &Status) {
         let error = log.error.as_ref().map_or(String::new(), |error| format!("; {error}"));
         output::data(&format!("log of the database in the vault {}: {until}{error}", log.vault));
     }
+    for channel in &status.notify {
+        if let Some(error) = &channel.error {
+            output::data(&format!("nobody can be told over {}: {error}", channel.name));
+        }
+    }
     if let Some(bus) = &status.bus {
         output::data(&format!("{}; {}", bus::way(bus), bus::waiting(bus)));
         let ill = bus.state.iter().flat_map(|state| &state.buses);

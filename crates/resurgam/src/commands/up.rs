@@ -30,6 +30,7 @@ use tokio::net::TcpListener;
 
 use super::access::INTERNAL;
 use super::api::TOKEN as TOKEN_VARIABLE;
+use crate::backups::base;
 use crate::cli::UpArgs;
 use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
@@ -66,7 +67,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     File::options().create(true).append(true).mode(0o600).open(&journal_file)?;
     let journal = Journal::open(&journal_file)?;
     let fault = fault(&plan)?;
-    let mut up = Up::new(plan, state, journal.clone()).await?;
+    let mut up = Up::new(plan, base(&loaded), state, journal.clone()).await?;
     let after_crash = !journal.begin_run()?;
     if let Err(failure) = up.add_all().await {
         // What did not start did not stop either: there is nothing to recover from next time.
@@ -120,6 +121,8 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
 /// Everything while it is put together.
 struct Up {
     plan: Plan,
+    /// The folder where relative paths of the plan start.
+    base: PathBuf,
     state: PathBuf,
     program: PathBuf,
     journal: Journal,
@@ -140,7 +143,12 @@ struct Up {
 }
 
 impl Up {
-    async fn new(plan: Plan, state: PathBuf, journal: Journal) -> Result<Self, Failure> {
+    async fn new(
+        plan: Plan,
+        base: PathBuf,
+        state: PathBuf,
+        journal: Journal,
+    ) -> Result<Self, Failure> {
         let deployment = Arc::new(LocalDeployment::new(state.join("logs")));
         let spawner = Spawner::new()?;
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -156,6 +164,7 @@ impl Up {
             program: std::env::current_exe()?,
             token: uuid::Uuid::new_v4().simple().to_string(),
             plan,
+            base,
             state,
             journal,
             deployment,
@@ -373,6 +382,7 @@ impl Up {
         Ok(Arc::new(Controller::new(Parts {
             name: ComponentName::new(self.plan.deployment.name.clone())?,
             plan: self.plan.clone(),
+            base: self.base.clone(),
             journal,
             deployment,
             process_news: self.deployment.changes(),

@@ -24,6 +24,7 @@ mod harness;
 mod http;
 mod life;
 mod log;
+mod notify;
 mod paper;
 mod pool;
 mod recover;
