@@ -24,6 +24,8 @@ use crate::upkeep::{self, Upkeep};
 
 /// How often to look while something is waited for.
 const LOOK: Duration = Duration::from_millis(250);
+/// A try to see who holds the connections waits for so long.
+const SEEN: Duration = Duration::from_secs(50);
 /// A try to relieve waits for so long until something may be ended.
 const PATIENCE: Duration = Duration::from_secs(290);
 /// A try to verify waits for so long for what is missing.
@@ -54,14 +56,21 @@ pub(crate) fn steps(relief: &Relief) -> Vec<Box<dyn Step>> {
 }
 
 impl Relief {
+    /// Who holds the connections. What cannot be seen is not acted on: a database that is just being
+    /// started, or recovered, is waited for.
     async fn census(&self) -> Result<Census, Stop> {
-        self.line.census().await.map_err(|why| unknown(&why))
+        let deadline = Instant::now() + SEEN;
+        loop {
+            match self.line.census().await {
+                Ok(census) => return Ok(census),
+                Err(why) if Instant::now() > deadline => {
+                    let why = format!("it is not known who holds the connections: {why}");
+                    return Err(Stop::Retry(why));
+                }
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
     }
-}
-
-/// What cannot be seen is not acted on.
-fn unknown(why: &str) -> Stop {
-    Stop::Retry(format!("it is not known who holds the connections: {why}"))
 }
 
 #[allow(clippy::indexing_slicing, reason = "the places are constants of this module")]
@@ -76,6 +85,10 @@ struct Confirm(Relief);
 impl Step for Confirm {
     fn outline(&self) -> &'static Outline {
         step(outline::CONFIRM)
+    }
+
+    fn timeout(&self) -> Duration {
+        SEEN + Duration::from_secs(10)
     }
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
@@ -97,6 +110,10 @@ struct Evidence(Relief);
 impl Step for Evidence {
     fn outline(&self) -> &'static Outline {
         step(outline::EVIDENCE)
+    }
+
+    fn timeout(&self) -> Duration {
+        SEEN + Duration::from_secs(10)
     }
 
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {

@@ -189,7 +189,7 @@ fn a_postgresql_that_is_too_old() {
     let place = Place::new("");
     let bin = place.path("old/bin");
     fs::create_dir_all(&bin).unwrap();
-    for program in ["postgres", "initdb", "pg_basebackup", "pg_rewind"] {
+    for program in ["postgres", "initdb", "pg_basebackup", "pg_controldata", "pg_rewind"] {
         let file = bin.join(program);
         fs::write(&file, "#!/bin/sh\necho 'postgres (PostgreSQL) 13.11'\n").unwrap();
         fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
