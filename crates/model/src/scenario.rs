@@ -17,6 +17,8 @@ pub enum Scenario {
     PostgresRestore,
     /// Pages of PostgreSQL are damaged on disk.
     DatabaseCorruption,
+    /// A standby of PostgreSQL is lost; the primary works.
+    PostgresStandby,
     /// The connections of PostgreSQL have run out.
     PoolExhaustion,
     /// The agent registry does not answer.
@@ -58,7 +60,7 @@ fn hint(nearest: &Option<Scenario>) -> String {
 
 impl Scenario {
     /// All of them, the gravest first.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
@@ -71,6 +73,7 @@ impl Scenario {
         Self::PoolExhaustion,
         Self::AgentRegistry,
         Self::WorkerPool,
+        Self::PostgresStandby,
     ];
 
     /// The name on the command line.
@@ -80,6 +83,7 @@ impl Scenario {
             Self::PostgresPrimary => "postgres-primary",
             Self::PostgresRestore => "postgres-restore",
             Self::DatabaseCorruption => "database-corruption",
+            Self::PostgresStandby => "postgres-standby",
             Self::PoolExhaustion => "pool-exhaustion",
             Self::AgentRegistry => "agent-registry",
             Self::KafkaBroker => "kafka-broker",
@@ -102,6 +106,9 @@ impl Scenario {
             }
             Self::DatabaseCorruption => {
                 "pages of PostgreSQL fail their checksums; a standby takes over, or backup and log do"
+            }
+            Self::PostgresStandby => {
+                "a standby of PostgreSQL is lost; it is brought back, and redundancy with it"
             }
             Self::PoolExhaustion => {
                 "the connections of PostgreSQL have run out; those that leaked are found and ended"
@@ -141,6 +148,8 @@ impl Scenario {
             | Self::KafkaCluster
             | Self::RabbitMq => Severity::P0,
             Self::PoolExhaustion | Self::AgentRegistry | Self::WorkerPool => Severity::P1,
+            // Nothing is affected yet; the next loss is what it is about.
+            Self::PostgresStandby => Severity::P2,
         }
     }
 
@@ -159,6 +168,11 @@ impl Scenario {
             }
             Self::KafkaBroker | Self::KafkaCluster | Self::RabbitMq => {
                 Objectives { rto: Duration::from_secs(10 * 60), rpo: Duration::from_secs(0) }
+            }
+            // The written procedure leaves the database without a standby, and has no figure: the time
+            // in which a second loss would be one is that of the first.
+            Self::PostgresStandby => {
+                Objectives { rto: Duration::from_secs(15 * 60), rpo: Duration::from_secs(0) }
             }
             Self::PoolExhaustion
             | Self::AgentRegistry

@@ -369,6 +369,9 @@ impl Controller {
             | Scenario::DatabaseCorruption => {
                 self.database(scenario).map(|database| postgres::steps(&database))
             }
+            Scenario::PostgresStandby => {
+                self.database(scenario).map(|database| postgres::standby_steps(&database))
+            }
             Scenario::PoolExhaustion => self.relief().map(|relief| connections::steps(&relief)),
             other => brokers::steps(&self.brokers(), other)
                 .or_else(|| processes::steps(&self.processes(), other)),
@@ -497,6 +500,15 @@ impl Controller {
 
     /// What a recovery of this scenario is about when nobody says more.
     fn usual(&self, scenario: Scenario, components: &[Component]) -> Option<ComponentName> {
+        if scenario == Scenario::PostgresStandby {
+            let authority = self.authority()?;
+            let primary = authority.view().state.primary;
+            return authority
+                .members()
+                .keys()
+                .find(|name| Some(*name) != primary.as_ref())
+                .cloned();
+        }
         if scenario == Scenario::PoolExhaustion {
             self.authority()?;
             return ComponentName::new(postgres::SERVICE).ok();

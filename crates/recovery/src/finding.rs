@@ -11,7 +11,7 @@ use crate::brokers;
 use crate::connections::{Seen, account};
 use crate::controller::{Controller, is_of_database};
 use crate::journal::NewIncident;
-use crate::postgres::{SERVICE, Verdict, diagnose};
+use crate::postgres::{Missing, SERVICE, Verdict, diagnose};
 use crate::processes::subject;
 
 impl Controller {
@@ -51,6 +51,13 @@ impl Controller {
         if settled {
             let board = self.board.borrow().clone();
             for component in components {
+                if component.kind == ComponentKind::Postgres {
+                    let ended = watched.ended(component);
+                    if ended.is_some() && !self.upkeep.is_planned(&component.name, ended) {
+                        found.extend(self.standby_ended(component).map(|new| (new.scenario, new)));
+                    }
+                    continue;
+                }
                 if matches!(component.kind, ComponentKind::Kafka | ComponentKind::RabbitMq) {
                     let ended = watched.ended(component);
                     match (ended, self.upkeep.is_planned(&component.name, ended)) {
@@ -90,6 +97,9 @@ impl Controller {
         }
         if settled {
             found.extend(self.find_brokers(components, watched));
+            if let Some(new) = self.find_standby(watched) {
+                found.entry(new.scenario).or_insert(new);
+            }
             found.extend(self.find_connections().map(|new| (new.scenario, new)));
         }
         // A full stop under recovery explains the rest, and the loss of a cluster that of a broker.
@@ -97,7 +107,7 @@ impl Controller {
         let is_open = |scenario| open.iter().any(|incident| incident.scenario == scenario);
         let stopped = is_open(Scenario::FullStop);
         let cluster = is_open(Scenario::KafkaCluster);
-        // Its connections go with a database that is being replaced.
+        // With a database that is being replaced go its connections, and its standby is made anew.
         let database = open.iter().any(|incident| is_of_database(incident.scenario));
         Ok(found
             .into_values()
@@ -109,7 +119,11 @@ impl Controller {
                 !stopped || of_database
             })
             .filter(|new| !cluster || new.scenario != Scenario::KafkaBroker)
-            .filter(|new| !database || new.scenario != Scenario::PoolExhaustion)
+            .filter(|new| {
+                let its =
+                    matches!(new.scenario, Scenario::PoolExhaustion | Scenario::PostgresStandby);
+                !database || !its
+            })
             .collect())
     }
 
@@ -126,6 +140,29 @@ impl Controller {
             Some((scenario, NewIncident { scenario, component, cause, first_sign }))
         };
         found.into_iter().filter_map(new).collect()
+    }
+
+    /// A process of PostgreSQL has ended. That of the primary is another matter.
+    fn standby_ended(&self, component: &Component) -> Option<NewIncident> {
+        let state = self.authority()?.view().state;
+        if state.primary.is_none() || state.primary.as_ref() == Some(&component.name) {
+            return None;
+        }
+        let how = component.last_exit.as_deref().unwrap_or("ended");
+        Some(NewIncident {
+            scenario: Scenario::PostgresStandby,
+            component: component.name.clone(),
+            cause: format!("the process of {} ended: {how}", component.name),
+            first_sign: Timestamp::now(),
+        })
+    }
+
+    fn find_standby(&self, watched: &mut Watched) -> Option<NewIncident> {
+        let view = self.authority()?.view();
+        let (now, moment) = (Instant::now(), Timestamp::now());
+        let (component, first_sign) = watched.standbys.look(&view, now, moment)?;
+        let cause = format!("{component} does not stream from the primary");
+        Some(NewIncident { scenario: Scenario::PostgresStandby, component, cause, first_sign })
     }
 
     fn find_connections(&self) -> Option<NewIncident> {
@@ -173,6 +210,7 @@ fn lives(components: &[Component]) -> BTreeMap<ComponentName, Option<u32>> {
 pub(crate) struct Watched {
     lives: BTreeMap<ComponentName, Option<u32>>,
     brokers: brokers::Seen,
+    standbys: Missing,
 }
 
 impl Watched {

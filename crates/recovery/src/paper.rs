@@ -73,6 +73,7 @@ pub(crate) fn is_for_database_team(scenario: Scenario) -> bool {
             | Scenario::PostgresRestore
             | Scenario::DatabaseCorruption
             | Scenario::PoolExhaustion
+            | Scenario::PostgresStandby
             | Scenario::FullStop
             | Scenario::FullCluster
     )
@@ -102,6 +103,11 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "Errors such as `invalid page in block 7 of relation base/16385/16405`, or `page verification failed` in the server's log.",
             "Backups fail: every page that is copied is checked.",
             "`SELECT datname, checksum_failures, checksum_last_failure FROM pg_stat_database` counts more than 0.",
+        ],
+        Scenario::PostgresStandby => &[
+            "Nothing fails: the primary works. Commits had waited for some seconds, where they wait for a standby.",
+            "`resurgam status` says that a failover would lose what no standby has yet; pg_stat_replication on the primary lacks a row.",
+            "Its log grows on the primary's disk, for the replication slot of the standby holds it back.",
         ],
         Scenario::PoolExhaustion => &[
             "Clients are refused: `FATAL: sorry, too many clients already`, or `remaining connection slots are reserved`.",

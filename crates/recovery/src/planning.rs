@@ -50,7 +50,8 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
             Scenario::PostgresPrimary
             | Scenario::PostgresRestore
             | Scenario::DatabaseCorruption
-            | Scenario::PoolExhaustion,
+            | Scenario::PoolExhaustion
+            | Scenario::PostgresStandby,
             None,
         ) => {
             let summary =
@@ -60,6 +61,7 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
         (Scenario::PostgresPrimary, Some(postgres)) => database(postgres, plan),
         (Scenario::PostgresRestore, Some(postgres)) => restore(postgres, plan),
         (Scenario::DatabaseCorruption, Some(postgres)) => damaged(postgres, plan),
+        (Scenario::PostgresStandby, Some(postgres)) => standby(postgres, status),
         (Scenario::PoolExhaustion, Some(postgres)) => connections(postgres, plan),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
@@ -336,6 +338,37 @@ fn brokers(bus: BusKind, status: &Status, plan: &Plan) -> Parts {
     (true, format!("{bus} is brought back while messages take what works"), loss.to_owned(), would)
 }
 
+/// The loss of a standby.
+fn standby(postgres: &Postgres, status: &Status) -> Parts {
+    let standbys = postgres.instances.iter().filter(|i| postgres.primary.as_ref() != Some(&i.name));
+    let names: Vec<_> = standbys.map(|instance| instance.name.to_string()).collect();
+    if names.is_empty() || postgres.primary.is_none() {
+        let summary = match postgres.primary {
+            None => "nobody reigns, which is another scenario: postgres-primary",
+            Some(_) => "the plan has no standby",
+        };
+        return (false, summary.to_owned(), "nothing".to_owned(), Vec::new());
+    }
+    let state = |health: &&Health| {
+        let component = &health.component;
+        let of = names.iter().any(|name| name == component.name.as_str());
+        of.then(|| match component.state {
+            RunState::Running => format!("{} runs", component.name),
+            _ => format!("{} does not run", component.name),
+        })
+    };
+    let found: Vec<_> = status.components.iter().filter_map(|health| state(&health)).collect();
+    let would = vec![
+        format!("find that {}", found.join(", ")),
+        "keep what its keeper said last, and the last lines of its log".to_owned(),
+        "start it if it does not run, and anew if its keeper says nothing".to_owned(),
+        "wait until every standby streams, and has everything where commits are to wait for it"
+            .to_owned(),
+    ];
+    let summary = format!("{} would be brought back; the primary goes on", names.join(", "));
+    (true, summary, "nothing: the primary has everything".to_owned(), would)
+}
+
 /// Connections that have run out.
 fn connections(postgres: &Postgres, plan: &Plan) -> Parts {
     let policy = &plan.postgres.connections;
@@ -391,6 +424,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         | Scenario::PostgresRestore
         | Scenario::DatabaseCorruption
         | Scenario::PoolExhaustion
+        | Scenario::PostgresStandby
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -52,6 +52,7 @@ impl FaultKind {
             Self::Freeze => matches!(
                 scenario,
                 Scenario::PostgresPrimary
+                    | Scenario::PostgresStandby
                     | Scenario::KafkaBroker
                     | Scenario::KafkaCluster
                     | Scenario::RabbitMq

@@ -86,6 +86,7 @@ impl Drill<'_> {
             Scenario::PostgresPrimary => self.postgres_primary(&status, kind).await?,
             Scenario::PostgresRestore => self.postgres_restore(&status).await?,
             Scenario::DatabaseCorruption => self.database_corruption(&status).await?,
+            Scenario::PostgresStandby => self.postgres_standby(&status, kind).await?,
             Scenario::PoolExhaustion => self.pool_exhaustion(&status).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
             Scenario::FullCluster => self.full_cluster().await?,
@@ -232,6 +233,30 @@ impl Drill<'_> {
         }
         // It goes on without: the load may be elsewhere.
         Ok(())
+    }
+
+    /// Strikes a standby: its server, and the keeper.
+    async fn postgres_standby(&mut self, status: &Status, kind: FaultKind) -> Result<Struck> {
+        let postgres = status.postgres.as_ref();
+        let standby = postgres.and_then(|postgres| {
+            let primary = postgres.primary.as_ref()?;
+            postgres.instances.iter().find(|instance| instance.name != *primary)
+        });
+        let standby = standby.ok_or_else(|| {
+            Error::Drill("this deployment has no standby of PostgreSQL to lose".to_owned())
+        })?;
+        let name = &standby.name;
+        let keeper = status.components.iter().find(|h| h.component.name == *name);
+        let mut victims: Vec<_> =
+            keeper.and_then(|health| Process::find(health.component.pid?)).into_iter().collect();
+        let folder = self.subject.state_dir().join("postgres").join(name.as_str());
+        victims.extend(working_in(&folder.join("data")));
+        self.say(&format!("{} {name}: {} processes", kind.as_str(), victims.len()));
+        let since = Timestamp::now();
+        strike(&victims, kind).await?;
+        let at = Timestamp::now();
+        let incident = self.recovery(Scenario::PostgresStandby, since).await?;
+        Ok(Struck { at, incident, ..Struck::default() })
     }
 
     async fn full_stop(&mut self, _: &Status) -> Result<Struck> {
@@ -400,6 +425,7 @@ impl Drill<'_> {
             Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::Api => first_write,
             // Writes went on all the time, or are not all: the verified end of the step counts.
             Scenario::DatabaseCorruption
+            | Scenario::PostgresStandby
             | Scenario::AgentRegistry
             | Scenario::WorkerPool
             | Scenario::KafkaBroker

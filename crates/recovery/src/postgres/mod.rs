@@ -10,6 +10,7 @@ mod fencing;
 mod outline;
 pub(crate) mod probe;
 mod runbook;
+mod standby;
 
 pub use authority::{Authority, Seen, View};
 pub use care::care;
@@ -20,3 +21,5 @@ pub use fencing::{Proof, prove};
 pub use outline::OUTLINE;
 pub use probe::{Beat, probe};
 pub use runbook::{SERVICE, has_begun, is_rerouted, steps};
+pub(crate) use standby::Missing;
+pub use standby::{STANDBY_OUTLINE, standby_steps};

@@ -2,7 +2,6 @@
 //!
 //! confirm → evidence → fence → choose → restore → promote → reroute → verify → rebuild → redundancy
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -393,26 +392,35 @@ impl Step for Redundancy {
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
         let chosen = name_in(so_far, "choose", "chosen")?;
-        let members: BTreeMap<_, _> = database.authority.members().clone();
-        if members.len() == 1 {
+        if database.authority.members().len() == 1 {
             return Ok(Done::skipped("the plan has no standby"));
         }
-        let synchronous = database.synchronous;
-        let standbys = database
-            .until(|view| {
-                let Some(ServerState::Primary(state)) = view.server(&chosen) else { return None };
-                let streaming: Vec<_> = state
-                    .standbys
-                    .iter()
-                    .filter(|standby| standby.streaming)
-                    .map(|standby| standby.name.clone())
-                    .collect();
-                let all = streaming.len() + 1 >= members.len();
-                let safe = !synchronous || view.state.complete.is_some();
-                (all && safe).then_some(streaming)
-            })
-            .await;
-        let mode = if synchronous { "synchronously" } else { "asynchronously" };
-        Ok(Done::now(format!("{} replicates {mode} to {}", chosen, standbys.join(", "))))
+        Ok(Done::now(until_redundant(database, |_| Some(chosen.clone())).await))
     }
+}
+
+/// Waits until all standbys stream from the primary, and one of them has everything if the plan wants
+/// commits to wait. Says so.
+pub(super) async fn until_redundant(
+    database: &Database,
+    primary: impl Fn(&super::View) -> Option<ComponentName>,
+) -> String {
+    let (synchronous, members) = (database.synchronous, database.authority.members().len());
+    let (primary, standbys) = database
+        .until(|view| {
+            let primary = primary(view)?;
+            let Some(ServerState::Primary(state)) = view.server(&primary) else { return None };
+            let streaming: Vec<_> = state
+                .standbys
+                .iter()
+                .filter(|standby| standby.streaming)
+                .map(|standby| standby.name.clone())
+                .collect();
+            let all = streaming.len() + 1 >= members;
+            let safe = !synchronous || view.state.complete.is_some();
+            (all && safe).then_some((primary, streaming))
+        })
+        .await;
+    let mode = if synchronous { "synchronously" } else { "asynchronously" };
+    format!("{primary} replicates {mode} to {}", standbys.join(", "))
 }

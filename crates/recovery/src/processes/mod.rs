@@ -66,6 +66,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         | Scenario::PostgresRestore
         | Scenario::DatabaseCorruption
         | Scenario::PoolExhaustion
+        | Scenario::PostgresStandby
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

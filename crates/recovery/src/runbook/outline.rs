@@ -29,6 +29,7 @@ pub fn outline(scenario: Scenario) -> &'static [Outline] {
         Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption => {
             &crate::postgres::OUTLINE
         }
+        Scenario::PostgresStandby => &crate::postgres::STANDBY_OUTLINE,
         Scenario::PoolExhaustion => &crate::connections::OUTLINE,
         Scenario::KafkaBroker => &crate::brokers::KAFKA_BROKER,
         Scenario::KafkaCluster => &crate::brokers::KAFKA_CLUSTER,

@@ -90,12 +90,17 @@ pub(crate) fn audit(
         .filter(|scenario| {
             let database = plan.store.kind == StoreKind::Postgres;
             let has_bus = |bus| plan.bus.order.contains(&bus);
+            let no_standby = plan.postgres.standbys == 0;
+            if *scenario == Scenario::PostgresStandby && no_standby {
+                return false;
+            }
             let of_database = matches!(
                 scenario,
                 Scenario::PostgresPrimary
                     | Scenario::PostgresRestore
                     | Scenario::DatabaseCorruption
                     | Scenario::PoolExhaustion
+                    | Scenario::PostgresStandby
             );
             (!of_database || database) && bus_of(*scenario).is_none_or(has_bus)
         })
@@ -163,6 +168,7 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
         Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
             (zero, "what is not delivered is in the store".to_owned())
         }
+        Scenario::PostgresStandby => (zero, "the primary has everything".to_owned()),
         Scenario::PoolExhaustion => {
             (zero, "what an ended connection had not committed was not acknowledged".to_owned())
         }

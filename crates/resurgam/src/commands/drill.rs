@@ -425,6 +425,7 @@ fn is_of_postgres(scenario: Scenario) -> bool {
             | Scenario::PostgresRestore
             | Scenario::DatabaseCorruption
             | Scenario::PoolExhaustion
+            | Scenario::PostgresStandby
     )
 }
 

@@ -95,7 +95,8 @@ fn scenarios_are_listed() {
             "api",
             "pool-exhaustion",
             "agent-registry",
-            "worker-pool"
+            "worker-pool",
+            "postgres-standby"
         ]
     );
     for scenario in list.as_array().unwrap() {
@@ -285,4 +286,22 @@ fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
     let full = reach.iter().find(|reach| reach["scenario"] == "full-cluster").unwrap();
     assert_eq!(full["drills"], 2, "{full:#}");
     assert!(full["rto_measured"].is_string(), "{full:#}");
+}
+
+#[test]
+fn a_standby_is_killed_and_redundancy_is_back() {
+    let report = drill(&["postgres-standby"]);
+    is_complete(&report);
+    assert_eq!(report["lost"], 0);
+    assert_eq!(steps(&report), ["confirm", "evidence", "restart", "redundancy"]);
+}
+
+#[test]
+fn a_standby_is_frozen_and_its_keeper_started_anew() {
+    let report = drill(&["postgres-standby", "--fault", "freeze"]);
+    is_complete(&report);
+    assert_eq!(report["lost"], 0);
+    let steps = report["steps"].as_array().unwrap();
+    let restart = steps.iter().find(|step| step["name"] == "restart").unwrap();
+    assert_eq!(restart["detail"], "restarted postgres-1", "{report:#}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 12] = [
+const SCENARIOS: [&str; 13] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
@@ -18,6 +18,7 @@ const SCENARIOS: [&str; 12] = [
     "pool-exhaustion",
     "agent-registry",
     "worker-pool",
+    "postgres-standby",
 ];
 
 #[test]
