@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use resurgam_client::Client;
+use resurgam_deployment::Deployment;
 use resurgam_deployment::postgres::Secrets;
-use resurgam_deployment::{Component, Deployment};
 use resurgam_model::bus::{BusKind, BusStatus};
 use resurgam_model::plan::Plan;
 use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
@@ -20,16 +20,15 @@ use crate::brokers::{self, Brokers};
 use crate::connections::{self, Line, Relief};
 use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
-use crate::journal::orders::Order;
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
 use crate::notify;
 use crate::postgres::{self, Aim, Authority, Beat, Database};
-use crate::processes::{self, Processes, subject};
+use crate::processes::{self, Processes};
 use crate::restorer::SharedRestorer;
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
-use crate::upkeep::{self, Upkeep};
+use crate::upkeep::Upkeep;
 
 /// How often to look when nothing rings.
 const LOOK: Duration = Duration::from_millis(100);
@@ -79,7 +78,7 @@ pub struct Controller {
     /// What the API said last of the buses.
     buses: watch::Sender<Option<BusStatus>>,
     /// The size of the pool of workers that a person has ordered.
-    ordered_size: watch::Sender<Option<u16>>,
+    pub(crate) ordered_size: watch::Sender<Option<u16>>,
     /// Starts components again on purpose.
     pub(crate) upkeep: Arc<Upkeep>,
     /// The line to the owned PostgreSQL for when nobody else gets one.
@@ -380,7 +379,7 @@ impl Controller {
 
     /// Opens an incident for what was found, or begins the recovery of the last one for the same
     /// cause anew, if that did not succeed and its time has come.
-    fn raise(&self, new: &NewIncident) -> Result<()> {
+    pub(crate) fn raise(&self, new: &NewIncident) -> Result<()> {
         let journal = &self.parts.journal;
         let last = journal.last_incident(new.scenario, &new.component)?;
         let unsuccessful = last
@@ -404,80 +403,6 @@ impl Controller {
         Ok(())
     }
 
-    /// Does what people have ordered. What is about steps that wait, these take themselves.
-    async fn take_orders(
-        self: &Arc<Self>,
-        components: &[Component],
-        running: &mut JoinSet<Result<()>>,
-    ) -> Result<()> {
-        let journal = &self.parts.journal;
-        for (number, ordered) in journal.open_orders()? {
-            let by = &ordered.by;
-            tracing::info!(by, order = ?ordered.order, "an order");
-            match ordered.order {
-                Order::Approve { .. } | Order::Reject { .. } => {}
-                Order::Recover { scenario, component, ask } => {
-                    let component = match component.or_else(|| self.usual(scenario, components)) {
-                        Some(component) => component,
-                        None => self.parts.name.clone(),
-                    };
-                    if self.database_is_recovering(scenario)? {
-                        tracing::warn!(%scenario, "not begun: another recovery of the database is under way");
-                        journal.orders_done(number)?;
-                        continue;
-                    }
-                    let new = NewIncident {
-                        scenario,
-                        component,
-                        cause: format!("ordered by {by}"),
-                        first_sign: Timestamp::now(),
-                    };
-                    let incident = journal.open_incident(&new, Timestamp::now())?;
-                    if let Some(ask) = ask {
-                        journal.set_ask(incident.id, ask, Timestamp::now())?;
-                    }
-                }
-                Order::Report { scenario, component, finding } => {
-                    let component = component.or_else(|| self.usual(scenario, components));
-                    let new = NewIncident {
-                        scenario,
-                        component: component.unwrap_or_else(|| self.parts.name.clone()),
-                        cause: format!("{finding} (found by {by})"),
-                        first_sign: Timestamp::now(),
-                    };
-                    if !self.database_is_recovering(scenario)? {
-                        self.raise(&new)?;
-                    }
-                }
-                Order::Resume { incident } => {
-                    if !journal.reopen_incident(incident, None, Timestamp::now())? {
-                        tracing::warn!(%incident, "not begun anew: it did not fail, or the same cause has another incident that is open");
-                    }
-                }
-                Order::Restart { components: named } => {
-                    let upkeep = Arc::clone(&self.upkeep);
-                    let names = upkeep::in_turn(components, &named);
-                    running.spawn(async move {
-                        if let Err(why) = upkeep.restart(&names).await {
-                            tracing::error!(why, "the order to start again was not carried out");
-                        }
-                        Ok(())
-                    });
-                }
-                Order::Scale { pool, size } => {
-                    if pool.as_str() == scaling::POOL {
-                        self.ordered_size.send_replace(Some(size));
-                    }
-                    if let Err(error) = self.parts.deployment.scale(&pool, size).await {
-                        tracing::error!(%pool, %error, "the order to scale was not carried out");
-                    }
-                }
-            }
-            journal.orders_done(number)?;
-        }
-        Ok(())
-    }
-
     /// Another scenario of the database than this has an incident: two recoveries of one database
     /// would get into each other's way. The loss of the primary gives way only to one that acts: while
     /// that waits for people, the database must not.
@@ -496,32 +421,6 @@ impl Controller {
             }
         }
         Ok(false)
-    }
-
-    /// What a recovery of this scenario is about when nobody says more.
-    fn usual(&self, scenario: Scenario, components: &[Component]) -> Option<ComponentName> {
-        if scenario == Scenario::PostgresStandby {
-            let authority = self.authority()?;
-            let primary = authority.view().state.primary;
-            return authority
-                .members()
-                .keys()
-                .find(|name| Some(*name) != primary.as_ref())
-                .cloned();
-        }
-        if scenario == Scenario::PoolExhaustion {
-            self.authority()?;
-            return ComponentName::new(postgres::SERVICE).ok();
-        }
-        if is_of_database(scenario) {
-            let state = self.authority()?.view().state;
-            return state.primary.or(state.former);
-        }
-        if let Some(bus) = brokers::bus_of(scenario) {
-            return ComponentName::new(bus.as_str()).ok();
-        }
-        let subjects = components.iter().filter_map(|c| subject(c.kind, &c.name));
-        subjects.into_iter().find(|(of, _)| *of == scenario).map(|(_, name)| name)
     }
 
     /// The service of the database leads to whoever reigns, except while a recovery is about to

@@ -18,6 +18,7 @@ mod finding;
 pub mod health;
 pub mod journal;
 pub mod notify;
+mod ordered;
 pub mod paper;
 pub mod planning;
 pub mod postgres;
