@@ -92,6 +92,7 @@ pub async fn run(journal: Journal, plan: Plan, base: PathBuf, standings: Standin
     for notify in plan.notify.clone() {
         let channel = Channel {
             sender: Sender::new(&notify, &base),
+            base: base.clone(),
             journal: journal.clone(),
             deployment: plan.deployment.name.clone(),
             contacts: plan.contacts.clone(),
@@ -117,6 +118,7 @@ pub async fn run(journal: Journal, plan: Plan, base: PathBuf, standings: Standin
 struct Channel {
     notify: Notify,
     sender: std::result::Result<Sender, String>,
+    base: PathBuf,
     journal: Journal,
     deployment: String,
     contacts: Contacts,
@@ -135,7 +137,7 @@ impl Channel {
         format!("notified/{}", self.notify.name)
     }
 
-    async fn run(self) -> Result<()> {
+    async fn run(mut self) -> Result<()> {
         let mut recent: Vec<Instant> = Vec::new();
         let (mut pause, mut refusals) = (AGAIN, 0);
         loop {
@@ -185,6 +187,8 @@ impl Channel {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST);
+            // Addresses and secrets may have been mended meanwhile.
+            self.sender = Sender::new(&self.notify, &self.base);
         }
     }
 
