@@ -7,6 +7,7 @@
 //! that the end is seen: the standby streams, and has everything where commits are to wait for it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -23,6 +24,9 @@ use crate::runbook::{Danger, Done, Outline, SoFar, Step, Stop};
 /// A standby that does not stream for so long, although its process runs, is lost. Long enough for a
 /// broken connection, and for a machine that is very busy.
 const MISSED: Duration = Duration::from_secs(10);
+
+/// A keeper's word may be so old when it is heard.
+const UNDER_WAY: Duration = Duration::from_millis(200);
 
 const CONFIRM: usize = 0;
 const EVIDENCE: usize = 1;
@@ -231,6 +235,21 @@ impl Step for Restart {
     }
 }
 
+/// Every member but the primary has said since `begun` that it streams from it.
+fn all_stream(view: &View, members: &BTreeMap<ComponentName, SocketAddr>, begun: Instant) -> bool {
+    let Some(primary) = view.reigning() else { return false };
+    let port = members.get(primary).map(SocketAddr::port);
+    let mut standbys = members.keys().filter(|name| *name != primary);
+    standbys.all(|name| {
+        view.seen.get(name).is_some_and(|seen| match &seen.renewal.observed.state {
+            ServerState::Standby(state) => {
+                seen.at > begun && state.streaming_from.is_some() && state.streaming_from == port
+            }
+            _ => false,
+        })
+    })
+}
+
 /// Would the next loss be harmless again?
 struct Redundancy(Database);
 
@@ -251,6 +270,18 @@ impl Step for Redundancy {
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
+        // What was heard before says how it was before: first the standbys must say anew that they
+        // stream, and after that the primary.
+        let begun = Instant::now() + UNDER_WAY;
+        let members = database.authority.members();
+        database.until(|view| all_stream(view, members, begun).then_some(())).await;
+        let streamed = Instant::now() + UNDER_WAY;
+        database
+            .until(|view| {
+                let primary = view.seen.get(view.reigning()?)?;
+                (primary.at > streamed).then_some(())
+            })
+            .await;
         Ok(Done::now(until_redundant(database, |view| view.reigning().cloned()).await))
     }
 }
@@ -258,7 +289,9 @@ impl Step for Redundancy {
 #[cfg(test)]
 mod tests {
     use resurgam_deployment::postgres::contain::Strength;
-    use resurgam_deployment::postgres::wire::{Observed, PrimaryState, Renewal, SeenStandby};
+    use resurgam_deployment::postgres::wire::{
+        Observed, PrimaryState, Renewal, SeenStandby, StandbyState,
+    };
     use resurgam_model::InstanceId;
     use resurgam_model::database::{Epoch, Lsn};
 
@@ -337,6 +370,34 @@ mod tests {
         assert_eq!(look(false, None, 12), None, "and missing anew");
         assert_eq!(look(false, Some("base backup"), 23), None, "its keeper is at work");
         assert_eq!(look(false, None, 24), None);
+    }
+
+    #[test]
+    fn what_was_heard_before_proves_nothing_now() {
+        let now = Instant::now();
+        let standby = |streaming_from: Option<u16>| {
+            let state = StandbyState {
+                timeline: 1,
+                received: Lsn(9),
+                replayed: Lsn(9),
+                streaming_from,
+                silent_ms: Some(5),
+            };
+            seen(ServerState::Standby(state), None, now)
+        };
+        let mut view = view(true, None, now);
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let members =
+            BTreeMap::from([(name("postgres-0"), address(1)), (name("postgres-1"), address(2))]);
+        let before = now - Duration::from_secs(1);
+        assert!(!all_stream(&view, &members, before), "it has said that it is stopped");
+        view.seen.insert(name("postgres-1"), standby(Some(1)));
+        assert!(all_stream(&view, &members, before));
+        assert!(!all_stream(&view, &members, now), "that was before");
+        view.seen.insert(name("postgres-1"), standby(Some(7)));
+        assert!(!all_stream(&view, &members, before), "from somebody else");
+        view.seen.insert(name("postgres-1"), standby(None));
+        assert!(!all_stream(&view, &members, before));
     }
 
     #[test]
