@@ -196,6 +196,12 @@ impl Vault {
                 return no(&format!(".{key}"), &format!("is only for {of}"));
             }
         }
+        if service == Some(Service::Azure)
+            && self.profile.is_some()
+            && self.credentials_file.is_none()
+        {
+            return no(".profile", "needs credentials_file: no file is usual for Azure");
+        }
         if let Some(endpoint) = &self.endpoint
             && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
         {

@@ -108,4 +108,24 @@ mod tests {
             assert_eq!(parse(bad), Err(BadBucketUrl), "{bad}");
         }
     }
+
+    #[test]
+    fn what_does_not_fit_where_a_vault_lies_is_said() {
+        for (text, word) in [
+            ("", "exactly one of path and url"),
+            ("path = 'p'\nurl = 's3://abc'", "exactly one of path and url"),
+            ("path = 'p'\nregion = 'x'", "begins with s3://"),
+            ("path = 'p'\ncredentials_file = 'x'", "only for an object store"),
+            ("url = 'az://abc'\nregion = 'x'", "begins with s3://"),
+            ("url = 's3://abc'\naccount = 'x'", "begins with az://"),
+            ("url = 's3://abc'\nendpoint = 'x'", "must begin with https://"),
+            ("url = 'az://abc'\nprofile = 'x'", "needs credentials_file"),
+            ("url = 'ftp://abc'", "write s3://BUCKET/PREFIX"),
+        ] {
+            let text = format!("[[backup.vaults]]\nname = 'v'\npassword_env = 'P'\n{text}");
+            let found = super::super::EffectivePlan::resolve(Some(&text), |_| None);
+            let found = found.unwrap_err().to_string();
+            assert!(found.contains(word), "{text}: {found}");
+        }
+    }
 }

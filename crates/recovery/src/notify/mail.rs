@@ -84,9 +84,8 @@ impl Mail {
         let sending = self.server.send(self.write(told)?);
         match tokio::time::timeout(patience, sending).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) if error.is_permanent() => {
-                Err(Failure::Refused(format!("the mail server refuses it: {error}")))
-            }
+            // What a mail server refuses, it refuses because of sender, receivers or password: of all
+            // mails alike, until somebody mends it.
             Ok(Err(error)) => Err(Failure::Unreachable(format!("the mail was not sent: {error}"))),
             Err(_) => Err(Failure::Unreachable(format!(
                 "the mail server took longer than {} s",

@@ -66,19 +66,12 @@ impl Standings {
 
     fn with(&self, name: &str, change: impl FnOnce(&mut ChannelStanding)) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.iter().any(|standing| standing.name == name) {
-            all.push(ChannelStanding { name: name.to_owned(), told: 0, error: None });
+        if let Some(standing) = all.iter_mut().find(|standing| standing.name == name) {
+            return change(standing);
         }
-        all.iter_mut().filter(|standing| standing.name == name).for_each(change_once(change));
-    }
-}
-
-fn change_once<T>(change: impl FnOnce(&mut T)) -> impl FnMut(&mut T) {
-    let mut change = Some(change);
-    move |value| {
-        if let Some(change) = change.take() {
-            change(value);
-        }
+        let mut standing = ChannelStanding { name: name.to_owned(), told: 0, error: None };
+        change(&mut standing);
+        all.push(standing);
     }
 }
 

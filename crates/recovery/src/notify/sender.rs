@@ -18,7 +18,7 @@ const PAGERDUTY: &str = "https://events.pagerduty.com/v2/enqueue";
 /// Why nobody was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The receiver said no. To ask again does not help, unless somebody mends it.
+    /// The receiver does not take this message. To ask again does not help.
     Refused(String),
     /// Nobody answered, or not now.
     Unreachable(String),
@@ -107,9 +107,10 @@ async fn post(to: &Outbound, document: &Value) -> Result<(), Failure> {
     let says = || format!("it answers {status}: {}", body.lines().next().unwrap_or_default());
     match status {
         200..=299 => Ok(()),
-        // Too many at once, or its own trouble.
-        408 | 429 | 500..=599 => Err(Failure::Unreachable(says())),
-        _ => Err(Failure::Refused(says())),
+        // It does not take this document.
+        400 | 413 | 422 => Err(Failure::Refused(says())),
+        // Its own trouble, or an address or a secret that somebody will mend: nothing is lost for that.
+        _ => Err(Failure::Unreachable(says())),
     }
 }
 

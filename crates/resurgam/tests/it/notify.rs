@@ -247,3 +247,20 @@ fn a_receiver_that_refuses_is_given_up_for_one_message_and_not_for_the_next() {
     assert_eq!(place.finish(&["notify", "test"]).status.code(), Some(0));
     up.process.stop(&place);
 }
+
+#[test]
+fn a_wrong_secret_loses_no_message() {
+    let (address, heard) = http(|number| if number < 5 { 401 } else { 200 });
+    let place = Place::new(&format!(
+        "[deployment]\nstate_dir = 'state'\n\
+         [[notify]]\nname = 'web'\nkind = 'webhook'\nurl = 'http://{address}/'\n"
+    ));
+    let up = Up::ready(&place);
+    let incident = lose_a_worker(&up, &place, &[]);
+    until("it is taken in the end", LONG, &place, || {
+        (heard.lock().unwrap().len() > 5).then_some(())
+    });
+    let taken = bodies(&heard)[5].clone();
+    assert_eq!(taken["events"][0]["incident"]["id"], incident["id"], "{taken:#}");
+    up.process.stop(&place);
+}
