@@ -1,10 +1,11 @@
 //! Messages as they come from the queues.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::SelectAll;
+use futures_util::stream::{self, SelectAll};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -20,7 +21,11 @@ const MOST: usize = 1000;
 /// So many of one queue come before the first of them is settled.
 const AHEAD: u16 = 500;
 
-type Deliveries = dyn Stream<Item = (u64, lapin::Result<Delivery>)> + Send + Unpin;
+/// So often consumers that get nothing look whether the way to them still leads anywhere.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Deliveries of a queue, with its number; nothing once its consumer has ended.
+type Deliveries = dyn Stream<Item = (u64, Option<lapin::Result<Delivery>>)> + Send + Unpin;
 
 /// A consumer of each queue.
 pub(super) struct RabbitArrivals {
@@ -31,7 +36,7 @@ pub(super) struct RabbitArrivals {
     /// The last delivery of each queue that is not settled.
     reached: BTreeMap<u64, u64>,
     /// Closed when it is dropped.
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl RabbitArrivals {
@@ -53,7 +58,10 @@ impl RabbitArrivals {
                 ),
             )
             .await?;
-            let numbered = consumer.map(move |delivery| (number, delivery));
+            // The server ends single consumers, when their queue is deleted for instance; among
+            // the others that would go unnoticed, and the queue be silent for ever.
+            let until_its_end = consumer.map(Some).chain(stream::iter([None]));
+            let numbered = until_its_end.map(move |delivery| (number, delivery));
             deliveries.push(Box::new(numbered) as Box<Deliveries>);
             channels.insert(number, channel);
         }
@@ -62,15 +70,25 @@ impl RabbitArrivals {
             channels,
             deliveries,
             reached: BTreeMap::new(),
-            _connection: connection,
+            connection,
         })
+    }
+
+    /// That nothing comes may be peace, or a connection whose end nobody has told.
+    async fn look(&mut self) -> BrokerResult<()> {
+        let open = self.connection.status().connected()
+            && self.channels.values().all(|channel| channel.status().connected());
+        let channel = self.channels.values().next().filter(|_| open).ok_or_else(lost)?;
+        // Something that is answered, and changes nothing for those that consume already.
+        let asked = channel.basic_qos(AHEAD, BasicQosOptions::default());
+        timely(self.settings.timeout, asked).await
     }
 
     fn read(
         &mut self,
-        (number, delivery): (u64, lapin::Result<Delivery>),
+        (number, delivery): (u64, Option<lapin::Result<Delivery>>),
     ) -> BrokerResult<Arrival> {
-        let delivery = delivery.map_err(|error| trouble(&error))?;
+        let delivery = delivery.ok_or_else(lost)?.map_err(|error| trouble(&error))?;
         self.reached.insert(number, delivery.delivery_tag);
         Ok(Arrival {
             place: format!("{}.{number}#{}", self.settings.queue, delivery.delivery_tag),
@@ -79,6 +97,10 @@ impl RabbitArrivals {
             content: Bytes::from(delivery.data),
         })
     }
+}
+
+fn lost() -> BrokerError {
+    BrokerError::Away { broker: NAME, reason: "consumers of its queues have ended".to_owned() }
 }
 
 /// A quorum queue counts them; other queues say only that there were some.
@@ -95,15 +117,12 @@ fn redeliveries(delivery: &Delivery) -> u32 {
 #[async_trait]
 impl Arrivals for RabbitArrivals {
     async fn next(&mut self) -> BrokerResult<Vec<Arrival>> {
-        let lost = || BrokerError::Away {
-            broker: NAME,
-            reason: "the connection of the consumers is lost".to_owned(),
+        let first = loop {
+            match tokio::time::timeout(LOOK, self.deliveries.next()).await {
+                Ok(first) => break first.ok_or_else(lost)?,
+                Err(_) => self.look().await?,
+            }
         };
-        let first = self.deliveries.next().await.ok_or_else(lost)?;
-        // A queue whose consumer has ended would be silent for ever.
-        if self.deliveries.len() < self.channels.len() {
-            return Err(lost());
-        }
         let mut arrivals = vec![self.read(first)?];
         while arrivals.len() < MOST {
             let Some(Some(next)) = self.deliveries.next().now_or_never() else { break };

@@ -106,6 +106,27 @@ async fn it_says_how_much_waits_and_which_nodes_there_are() {
     until(0).await;
 }
 
+/// The other queues have nothing to say of it.
+#[tokio::test]
+async fn a_queue_taken_from_its_consumer_is_an_outage_and_no_silence() {
+    let rabbit = rabbit(shared(), "taken");
+    ready(&*rabbit).await;
+    let mut arrivals = rabbit.receive().await.unwrap();
+    let queue = format!("{}/api/queues/%2f/taken.3", shared().management());
+    let deleted = reqwest::Client::new().delete(queue).send().await.unwrap();
+    assert!(deleted.status().is_success(), "{}", deleted.status());
+    let next = tokio::time::timeout(PATIENCE, arrivals.next()).await.expect("it is silent");
+    let error = next.unwrap_err();
+    assert!(error.is_outage(), "{error}");
+    // The others of its consumers must not stand before those to come.
+    drop(arrivals);
+    // What was made again is consumed again.
+    ready(&*rabbit).await;
+    let mut arrivals = carriers::consuming(&*rabbit).await;
+    rabbit.publish(&[parcel("a", "after")]).await.unwrap();
+    assert_eq!(receive(&mut *arrivals, 1).await.len(), 1);
+}
+
 /// Less space is left on its disk than it wants.
 #[tokio::test]
 async fn a_node_short_of_disk_says_so_takes_nothing_and_goes_on_with_space() {
