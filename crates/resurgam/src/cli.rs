@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
-use resurgam_model::{ComponentName, Role, Scenario};
+use resurgam_model::{ComponentName, Duration, Role, Scenario};
 use resurgam_recovery::drill::FaultKind;
 
 use crate::commands;
@@ -105,6 +105,7 @@ pub(crate) struct DemoArgs {
 /// Examples:
 ///   resurgam drill --list
 ///   resurgam drill --all --junit drills.xml
+///   resurgam drill --random --seed 7 --for 10m
 ///   resurgam drill --history --plan resurgam.toml
 ///   resurgam drill postgres-primary
 ///   resurgam drill postgres-primary --fault freeze --json
@@ -113,7 +114,7 @@ pub(crate) struct DemoArgs {
 #[command(verbatim_doc_comment)]
 pub(crate) struct DrillArgs {
     /// What to lose; see --list. With --history: only the drills of this scenario.
-    #[arg(required_unless_present_any = ["list", "all", "history"])]
+    #[arg(required_unless_present_any = ["list", "all", "history", "random"])]
     pub(crate) scenario: Option<Scenario>,
     /// Drill every scenario that can be drilled there, one after the other. Exit code 3 when one
     /// of them missed an objective.
@@ -122,6 +123,21 @@ pub(crate) struct DrillArgs {
     /// Show the drills of the plan's deployment so far; ./resurgam.toml without --plan.
     #[arg(long, conflicts_with_all = ["list", "fault", "keep", "asynchronous", "store", "junit"])]
     pub(crate) history: bool,
+    /// Let faults strike at random, several at a time, for as long as --for says. Each is followed by
+    /// a check that nothing acknowledged was lost, nothing took effect twice, no two primaries took
+    /// writes, and everything is back. Exit code 3 at the first violation.
+    #[arg(long, conflicts_with_all = ["scenario", "all", "list", "history", "fault", "asynchronous", "junit"])]
+    pub(crate) random: bool,
+    /// From which the faults follow; one by the clock when it is left out. It is reported, for each
+    /// round as well: with the seed of a round that round comes first.
+    #[arg(long, value_name = "N", requires = "random")]
+    pub(crate) seed: Option<u64>,
+    /// No round begins after so long; at least one is done.
+    #[arg(long = "for", value_name = "DURATION", requires = "random", default_value = "10m")]
+    pub(crate) lasts: Duration,
+    /// Give the deployment that is made Kafka and RabbitMQ as well.
+    #[arg(long, conflicts_with = "plan")]
+    pub(crate) brokers: bool,
     /// Also write the results as JUnit XML, for build servers.
     #[arg(long, value_name = "FILE", conflicts_with = "list")]
     pub(crate) junit: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use resurgam_model::{MessageId, TaskId, Timestamp};
 
@@ -88,6 +89,20 @@ impl Ledger {
         let entries = self.entries();
         let these = entries.iter().map(|(id, entry)| (*id, entry.acknowledged));
         these.filter(|(_, at)| (from..=to).contains(at)).collect()
+    }
+
+    /// The longest time between `from` and `to` in which no task was acknowledged.
+    #[must_use]
+    pub fn longest_silence(&self, from: Timestamp, to: Timestamp) -> Duration {
+        let within = self.acknowledged_within(from, to);
+        let mut moments: Vec<_> = within.into_iter().map(|(_, at)| at).collect();
+        moments.extend([from, to]);
+        moments.sort();
+        let gaps = moments.windows(2).filter_map(|two| match two {
+            [before, after] => Duration::try_from(after.duration_since(*before)).ok(),
+            _ => None,
+        });
+        gaps.max().unwrap_or_default()
     }
 
     /// The balance over what was acknowledged from `from` on.

@@ -5,6 +5,7 @@
 //! tries to write where nothing may be written. Only the steps, and when the incident was
 //! opened, are taken from the controller's journal.
 
+pub mod campaign;
 mod damage;
 pub mod fault;
 pub mod fence;

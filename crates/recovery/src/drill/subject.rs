@@ -171,6 +171,18 @@ impl Subject {
         self.api.subscribe()
     }
 
+    /// Whether the drill has started it, and so may end it and start it again.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// The process of its controller, if it runs.
+    #[must_use]
+    pub fn controller(&self) -> Option<super::fault::Process> {
+        super::fault::Process::find(self.address.pid)
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let url = format!("{}{path}", self.address.url);
         let answer = async { self.http.get(&url).send().await?.error_for_status()?.json().await };
@@ -192,7 +204,15 @@ impl Subject {
     /// # Errors
     /// When that takes too long; says what is missing.
     pub async fn ready(&self) -> Result<Status> {
-        let deadline = Instant::now() + READY;
+        self.ready_within(READY).await
+    }
+
+    /// The same, with a patience of one's own.
+    ///
+    /// # Errors
+    /// As [`Self::ready`].
+    pub async fn ready_within(&self, patience: Duration) -> Result<Status> {
+        let deadline = Instant::now() + patience;
         loop {
             let status = self.status().await;
             if let Ok(status) = &status
@@ -220,7 +240,7 @@ impl Subject {
     ) -> Result<Incident> {
         let deadline = Instant::now() + patience;
         loop {
-            let incidents: Result<Vec<Incident>> = self.get("/v1/incidents?limit=50").await;
+            let incidents = self.incidents().await;
             let of = |incident: &Incident| {
                 incident.scenario == scenario
                     && incident.opened_at.as_millisecond() >= since.as_millisecond()
@@ -233,6 +253,14 @@ impl Subject {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// The last incidents, the oldest of them first.
+    ///
+    /// # Errors
+    /// When the controller does not answer.
+    pub async fn incidents(&self) -> Result<Vec<Incident>> {
+        self.get("/v1/incidents?limit=50").await
     }
 
     /// One incident with its steps.

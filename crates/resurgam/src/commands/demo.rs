@@ -7,7 +7,8 @@ use resurgam_model::report::{DrillReport, DrillResult};
 use resurgam_recovery::drill::load::{Load, Shape};
 use resurgam_recovery::drill::{Drill, FaultKind};
 
-use super::drill::{Ground, summary_table};
+use super::drill::summary_table;
+use super::ground::Ground;
 use crate::cli::DemoArgs;
 use crate::failure::{Failure, code};
 use crate::output::{self, Progress};

@@ -1,22 +1,18 @@
 //! `resurgam drill`
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use comfy_table::Table;
-use resurgam_deployment::brokers::{KafkaPrograms, RabbitPrograms};
-use resurgam_model::bus::BusKind;
-use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind, variables};
+use resurgam_model::plan::Plan;
 use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport};
 use resurgam_model::{Duration, Scenario};
 use resurgam_recovery::brokers::bus_of;
 use resurgam_recovery::drill::load::{Load, Shape};
-use resurgam_recovery::drill::subject::Address;
-use resurgam_recovery::drill::{Drill, FaultKind, Subject, history};
+use resurgam_recovery::drill::{Drill, FaultKind, history};
 use serde_json::json;
-use tempfile::TempDir;
 
+use super::campaign;
+use super::ground::{Ground, Makeshift, is_of_postgres};
 use super::status::word_of;
 use crate::cli::DrillArgs;
 use crate::failure::{Failure, code};
@@ -31,6 +27,9 @@ pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
     }
     if args.history {
         return history(&args);
+    }
+    if args.random {
+        return campaign::run(&args).await;
     }
     let scenarios = match args.scenario {
         Some(scenario) => vec![scenario],
@@ -100,7 +99,7 @@ fn all_of(args: &DrillArgs) -> Result<Vec<Scenario>, Failure> {
     let mut fit = Vec::new();
     for scenario in Scenario::ALL {
         let unfit = match &args.plan {
-            Some(file) => Ground::of_plan(file, scenario).map(drop),
+            Some(file) => Ground::of_plan(file).and_then(|ground| ground.fits(scenario)),
             None => temporary_plan(args, scenario).map(drop),
         };
         match unfit {
@@ -122,9 +121,10 @@ async fn on_ground(
     shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<DrillReport, Failure> {
     let ground = match &args.plan {
-        Some(file) => Ground::of_plan(file, scenario)?,
+        Some(file) => Ground::of_plan(file)?,
         None => Ground::temporary(&temporary_plan(args, scenario)?)?,
     };
+    ground.fits(scenario)?;
     let before = ground.history()?;
     progress.say("starting a deployment");
     let outcome = tokio::select! {
@@ -199,159 +199,6 @@ async fn one(
     Ok(report)
 }
 
-/// Where a drill takes place.
-pub(crate) struct Ground {
-    plan: Plan,
-    plan_file: PathBuf,
-    state_dir: PathBuf,
-    temporary: Option<TempDir>,
-}
-
-impl Ground {
-    /// A temporary folder with a plan in it.
-    pub(crate) fn temporary(plan_text: &str) -> Result<Self, Failure> {
-        let dir = tempfile::Builder::new().prefix("resurgam-").tempdir()?;
-        // PostgreSQL runs as another user when we are root.
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
-        let plan_file = dir.path().join("resurgam.toml");
-        std::fs::write(&plan_file, plan_text)?;
-        // For a vault in it, if it has one.
-        let password = dir.path().join("vault-password");
-        std::fs::write(&password, "")?;
-        std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::write(&password, uuid::Uuid::new_v4().simple().to_string())?;
-        let plan = EffectivePlan::resolve(Some(plan_text), |_| None)?.plan;
-        let state_dir = dir.path().join(&plan.deployment.state_dir);
-        Ok(Self { plan, plan_file, state_dir, temporary: Some(dir) })
-    }
-
-    /// The deployment of somebody's plan, if that allows drills.
-    fn of_plan(file: &Path, scenario: Scenario) -> Result<Self, Failure> {
-        let loaded = Loaded::read(Some(file))?;
-        let plan = loaded.plan().clone();
-        if plan.deployment.drills != Drills::Allowed {
-            return Err(Failure::refused(format!(
-                "the plan {} does not allow drills; if this deployment may be broken on purpose, set deployment.drills = \"allowed\" in it",
-                file.display()
-            )));
-        }
-        let built_in = plan.workers.exec.is_empty();
-        if !built_in || !plan.workers.capabilities.iter().any(|c| c.as_str() == "sha256") {
-            return Err(Failure::refused(
-                "a drill's load needs workers with the built-in sha256; drill without --plan, or with a plan that has them",
-            ));
-        }
-        if is_of_postgres(scenario) && plan.store.kind != StoreKind::Postgres {
-            return Err(Failure::usage(format!(
-                "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
-                file.display()
-            )));
-        }
-        fits_brokers(&plan, scenario)?;
-        let state_dir = loaded.state_dir();
-        let restores = matches!(
-            scenario,
-            Scenario::FullCluster | Scenario::PostgresRestore | Scenario::DatabaseCorruption
-        );
-        if restores && plan.backup.vaults.is_empty() {
-            return Err(Failure::usage(format!(
-                "the plan {} has no vault; {scenario} restores from one, so add it under [[backup.vaults]]",
-                file.display()
-            )));
-        }
-        if matches!(scenario, Scenario::FullStop | Scenario::FullCluster)
-            && Address::read(&state_dir).is_some()
-        {
-            return Err(Failure::refused(format!(
-                "{scenario} would end a deployment that somebody else started, and who alone can start it again; end it first, and the drill starts it itself"
-            )));
-        }
-        let plan_file = loaded.file.unwrap_or_else(|| file.to_owned());
-        Ok(Self { plan, plan_file, state_dir, temporary: None })
-    }
-
-    /// The history as it is before a drill that may lose it; none of a temporary deployment.
-    fn history(&self) -> Result<Option<Vec<u8>>, Failure> {
-        if self.temporary.is_some() {
-            return Ok(None);
-        }
-        match std::fs::read(history::file(&self.state_dir)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(Vec::new())),
-            Err(error) => Err(Failure::new(format!(
-                "cannot read {}: {error}",
-                history::file(&self.state_dir).display()
-            ))),
-        }
-    }
-
-    /// Adds the report to the history. A drill that takes the state folder away takes no history.
-    fn remember(&self, before: &[u8], report: Option<&DrillReport>) -> Result<(), Failure> {
-        let file = history::file(&self.state_dir);
-        let failed = |error| Failure::new(format!("cannot write {}: {error}", file.display()));
-        if !before.is_empty() && self.state_dir.is_dir() && !file.exists() {
-            std::fs::write(&file, before).map_err(failed)?;
-        }
-        match report {
-            Some(report) => history::append(&self.state_dir, report).map_err(failed),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) async fn start(&self) -> Result<Subject, Failure> {
-        // The temporary plan is complete: what the caller's environment says is not for it.
-        let env = match &self.temporary {
-            Some(_) => variables().map(|name| (name.to_owned(), String::new())).collect(),
-            None => Vec::new(),
-        };
-        let program = std::env::current_exe()?;
-        let (plan_file, plan) = (self.plan_file.clone(), self.plan.clone());
-        Ok(Subject::start(program, plan_file, plan, self.state_dir.clone(), env).await?)
-    }
-
-    /// Ends whatever is left of a deployment of our own, and removes its folder, or says where
-    /// it is. A deployment of somebody's plan is left alone.
-    pub(crate) async fn clear(self, keep: bool) -> Result<(), Failure> {
-        let Some(dir) = self.temporary else { return Ok(()) };
-        resurgam_recovery::drill::fault::clear(dir.path()).await?;
-        if keep {
-            output::note(&format!("kept {}", dir.keep().display()));
-            return Ok(());
-        }
-        Ok(dir.close()?)
-    }
-}
-
-/// Whether the deployment runs the brokers that the scenario is about.
-fn fits_brokers(plan: &Plan, scenario: Scenario) -> Result<(), Failure> {
-    let bus = &plan.bus;
-    let (kind, own, needed, key) = match scenario {
-        Scenario::KafkaBroker => (BusKind::Kafka, bus.kafka.brokers, 3, "bus.kafka.brokers"),
-        Scenario::KafkaCluster => (BusKind::Kafka, bus.kafka.brokers, 1, "bus.kafka.brokers"),
-        Scenario::RabbitMq => (BusKind::RabbitMq, bus.rabbitmq.nodes, 1, "bus.rabbitmq.nodes"),
-        _ => return Ok(()),
-    };
-    if bus.order.contains(&kind) && own >= needed {
-        return Ok(());
-    }
-    Err(Failure::usage(format!(
-        "{scenario} needs brokers that the deployment runs itself; set {key} to {needed} or more, and name {kind} in bus.order"
-    )))
-}
-
-/// A plan with brokers of its own, for the scenarios that are about them.
-fn temporary_brokers(scenario: Scenario) -> Result<&'static str, Failure> {
-    if bus_of(scenario).is_none() {
-        return Ok("");
-    }
-    // Before anything is made.
-    KafkaPrograms::find(None)?;
-    RabbitPrograms::find(None)?;
-    Ok(
-        "\n[bus]\norder = [\"kafka\", \"rabbitmq\"]\nclose_after = \"2s\"\nreturn_after = \"5s\"\n\n[bus.kafka]\nbrokers = 3\n\n[bus.rabbitmq]\nnodes = 1\n",
-    )
-}
-
 fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failure> {
     let postgres = match (args.store.as_deref(), scenario) {
         (Some("sqlite"), scenario) if is_of_postgres(scenario) => {
@@ -365,17 +212,14 @@ fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failur
     if args.asynchronous && !postgres {
         return Err(Failure::usage("--asynchronous is about PostgreSQL; add --store postgres"));
     }
-    if postgres {
-        // Before anything is made.
-        resurgam_deployment::postgres::Programs::find(None)?;
-    }
-    let store = if postgres { "postgres" } else { "sqlite" };
-    Ok(format!(
-        "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\n{}\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n{}",
-        !args.asynchronous,
-        if scenario == Scenario::PostgresRestore { "standbys = 0\n" } else { "" },
-        temporary_brokers(scenario)?
-    ))
+    let usual = Plan::default().postgres.standbys;
+    let makeshift = Makeshift {
+        postgres,
+        standbys: if scenario == Scenario::PostgresRestore { 0 } else { usual },
+        synchronous: !args.asynchronous,
+        brokers: args.brokers || bus_of(scenario).is_some(),
+    };
+    makeshift.plan()
 }
 
 fn list(json: bool) -> Result<u8, Failure> {
@@ -415,18 +259,6 @@ fn list(json: bool) -> Result<u8, Failure> {
     }
     output::data(&table.to_string());
     Ok(code::OK)
-}
-
-/// Nothing but PostgreSQL has it.
-fn is_of_postgres(scenario: Scenario) -> bool {
-    matches!(
-        scenario,
-        Scenario::PostgresPrimary
-            | Scenario::PostgresRestore
-            | Scenario::DatabaseCorruption
-            | Scenario::PoolExhaustion
-            | Scenario::PostgresStandby
-    )
 }
 
 fn stores(scenario: Scenario) -> &'static [&'static str] {
