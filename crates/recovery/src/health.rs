@@ -20,6 +20,8 @@ pub struct Health {
     pub successes: u32,
     /// When the first of the failures in a row was.
     pub failing_since: Option<Timestamp>,
+    /// When it answered last.
+    pub answered_at: Option<Timestamp>,
     /// Why the last failed.
     pub why: Option<String>,
 }
@@ -32,6 +34,7 @@ impl Health {
                 self.failures = 0;
                 self.successes = self.successes.saturating_add(1);
                 self.failing_since = None;
+                self.answered_at = Some(now);
                 self.why = None;
             }
             Err(why) => {

@@ -251,8 +251,8 @@ pub struct Postgres {
     /// kernel kills the instance, so that this is also the time until a primary that cannot be
     /// reached may be replaced.
     pub lease: Duration,
-    /// How long commits may wait for a synchronous standby that is gone, before the primary
-    /// goes on alone. Until redundancy is back no failover without loss is possible.
+    /// How long commits may wait for a synchronous standby that is gone, or gets no further, before
+    /// the primary goes on alone. Until redundancy is back no failover without loss is possible.
     pub degrade_after: Duration,
     /// What is done when its connections run out.
     pub connections: Connections,

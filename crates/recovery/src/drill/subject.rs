@@ -204,21 +204,33 @@ impl Subject {
     /// # Errors
     /// When that takes too long; says what is missing.
     pub async fn ready(&self) -> Result<Status> {
-        self.ready_within(READY).await
+        let (status, _) = self.ready_within(READY, Duration::ZERO).await?;
+        Ok(status)
     }
 
-    /// The same, with a patience of one's own.
+    /// The same, with a patience of one's own, and only if it stays so for a `calm`: what has just
+    /// been lost may not have been noticed yet. Says how long that took, without the calm.
     ///
     /// # Errors
     /// As [`Self::ready`].
-    pub async fn ready_within(&self, patience: Duration) -> Result<Status> {
-        let deadline = Instant::now() + patience;
+    pub async fn ready_within(
+        &self,
+        patience: Duration,
+        calm: Duration,
+    ) -> Result<(Status, Duration)> {
+        let begun = Instant::now();
+        let deadline = begun + patience;
+        let mut since = None;
         loop {
             let status = self.status().await;
-            if let Ok(status) = &status
-                && status.ready
-            {
-                return Ok(status.clone());
+            match &status {
+                Ok(status) if status.ready => {
+                    let since = *since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= calm {
+                        return Ok((status.clone(), since - begun));
+                    }
+                }
+                _ => since = None,
             }
             if Instant::now() > deadline {
                 let state = status.map_or_else(|error| error.to_string(), |s| describe(&s));

@@ -5,6 +5,7 @@
 //!   standby was seen to have everything from before that;
 //! - a primary is released from waiting only after the record no longer calls anybody complete.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,13 +20,46 @@ use crate::Result;
 /// that the standby must reach: a server takes a moment to apply a new setting everywhere.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// A standby that has not got on for so long is not waited for.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 struct Watching {
+    /// The standbys that have not all that the primary has: how far each is, and since when. A
+    /// frozen one counts as streaming until the primary gives up its connection.
+    behind: BTreeMap<String, (Lsn, Instant)>,
     /// Since when the primary has been seen to wait for this standby, and the mark to reach.
     waiting: Option<(ComponentName, Instant, Option<Lsn>)>,
     /// Since when the synchronous standby has not been seen to stream.
     missing_since: Option<Instant>,
+}
+
+impl Watching {
+    /// Begins anew with what the primary waits for.
+    fn forget(&mut self) {
+        self.waiting = None;
+        self.missing_since = None;
+    }
+
+    fn look(&mut self, primary: &PrimaryState, now: Instant) {
+        // Those that have gone are no further than they were.
+        for standby in primary.standbys.iter().filter(|standby| standby.streaming) {
+            match self.behind.get_mut(&standby.name) {
+                _ if standby.flushed >= primary.flushed => drop(self.behind.remove(&standby.name)),
+                Some((reached, _)) if *reached == standby.flushed => {}
+                Some(entry) => *entry = (standby.flushed, now),
+                None => {
+                    self.behind.insert(standby.name.clone(), (standby.flushed, now));
+                }
+            }
+        }
+    }
+
+    /// Whether a standby that lacks something has got no further for so long.
+    fn is_stuck(&self, name: &str, long: Duration, now: Instant) -> bool {
+        self.behind.get(name).is_some_and(|(_, since)| now - *since >= long)
+    }
 }
 
 /// What to change.
@@ -46,6 +80,7 @@ fn decide(
     watching: &mut Watching,
     now: Instant,
 ) -> Option<Change> {
+    watching.look(primary, now);
     let state = &view.state;
     if !state.created {
         return primary.furnished.then_some(Change::Created);
@@ -60,11 +95,14 @@ fn decide(
         return Some(Change::Follows(name));
     }
     let Some(standby) = &state.synchronous else {
-        *watching = Watching::default();
+        watching.forget();
         if !synchronous {
             return None;
         }
-        let ready = primary.standbys.iter().find(|standby| standby.streaming)?;
+        let ready = primary
+            .standbys
+            .iter()
+            .find(|standby| standby.streaming && !watching.is_stuck(&standby.name, SLOW, now))?;
         let name = ComponentName::new(ready.name.clone()).ok()?;
         let allowed = state.stopped.as_ref() != Some(&name) && view.seen.contains_key(&name);
         return allowed.then_some(Change::WaitFor(name));
@@ -72,10 +110,16 @@ fn decide(
     let seen = primary.standbys.iter().find(|seen| seen.name == standby.as_str());
     let Some(seen) = seen.filter(|seen| seen.streaming) else {
         watching.waiting = None;
-        let since = *watching.missing_since.get_or_insert(now);
+        // Commits may have begun to wait before the connection was given up.
+        let stuck = watching.behind.get(standby.as_str()).map(|(_, since)| *since);
+        let since = *watching.missing_since.get_or_insert(stuck.unwrap_or(now));
         return (now - since >= degrade_after).then_some(Change::Release);
     };
     watching.missing_since = None;
+    // Commits wait for it, and get nothing from waiting.
+    if watching.is_stuck(standby.as_str(), degrade_after, now) {
+        return Some(Change::Release);
+    }
     if state.complete.is_some() {
         return None;
     }
@@ -216,6 +260,55 @@ mod tests {
         assert_eq!(at(1300, &primary(900, true, Some(499))), None);
         let complete = at(1400, &primary(990, true, Some(500)));
         assert_eq!(complete, Some(Change::Complete(name())));
+    }
+
+    #[test]
+    fn a_standby_that_streams_and_gets_no_further_is_waited_for_no_longer_than_one_that_is_gone() {
+        let mut watching = Watching::default();
+        let start = Instant::now();
+        let patience = Duration::from_secs(5);
+        let mut at = |ms: u64, waits: bool, has: u64, standby: u64| {
+            let now = start + Duration::from_millis(ms);
+            let primary = primary(has, waits, Some(standby));
+            decide(&view(waits, waits), &primary, true, patience, &mut watching, now)
+        };
+        // It is always a little behind, and gets on.
+        for second in 0..20 {
+            assert_eq!(at(second * 1000, true, 100 + second, 99 + second), None, "{second}");
+        }
+        assert_eq!(at(20_000, true, 130, 120), None);
+        assert_eq!(at(24_900, true, 130, 120), None);
+        assert_eq!(at(25_000, true, 130, 120), Some(Change::Release));
+        // It is not taken back before it gets on.
+        let stuck = |watching: &mut Watching, ms: u64, has: u64, standby: u64| {
+            let now = start + Duration::from_millis(ms);
+            watching.look(&primary(has, false, Some(standby)), now);
+            watching.is_stuck("postgres-1", SLOW, now)
+        };
+        assert!(stuck(&mut watching, 25_100, 140, 120));
+        assert!(!stuck(&mut watching, 27_000, 150, 121));
+        assert!(stuck(&mut watching, 28_000, 150, 121));
+        // Who has everything is not stuck, however long nothing is written.
+        assert!(!stuck(&mut watching, 28_100, 150, 150));
+        assert!(!stuck(&mut watching, 60_000, 150, 150));
+        assert!(!stuck(&mut watching, 60_100, 151, 150));
+    }
+
+    #[test]
+    fn a_connection_that_is_given_up_begins_no_new_patience() {
+        let mut watching = Watching::default();
+        let start = Instant::now();
+        let patience = Duration::from_secs(5);
+        let mut at = |ms: u64, has: u64, standby: Option<u64>| {
+            let now = start + Duration::from_millis(ms);
+            let primary = primary(has, true, standby);
+            decide(&view(true, true), &primary, true, patience, &mut watching, now)
+        };
+        assert_eq!(at(0, 100, Some(100)), None);
+        assert_eq!(at(100, 110, Some(100)), None);
+        assert_eq!(at(4900, 110, Some(100)), None);
+        assert_eq!(at(5000, 110, None), None);
+        assert_eq!(at(5100, 110, None), Some(Change::Release));
     }
 
     #[test]

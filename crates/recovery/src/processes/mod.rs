@@ -22,12 +22,14 @@ use resurgam_model::{AgentId, ComponentName, Scenario, Timestamp};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::health::{Board, Readiness};
+use crate::health::{Board, Health, Readiness};
 use crate::journal::{Incident, Journal};
 use crate::runbook::{Done, Outline, SoFar, Step, Stop};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(25);
+/// How long a process may take until it answers for the first time.
+const STARTING: Duration = Duration::from_secs(20);
 /// How long a try to verify waits for what is missing.
 const VERIFIED: Duration = Duration::from_secs(50);
 
@@ -102,6 +104,14 @@ impl Of {
         Ok(these.collect())
     }
 
+    fn stuck(&self, components: &[Component]) -> BTreeSet<ComponentName> {
+        let (now, board) = (Timestamp::now(), self.processes.board.borrow());
+        let stuck = components.iter().filter(|component| {
+            is_stuck(component, board.get(&component.name), &self.processes.detection, now)
+        });
+        stuck.map(|component| component.name.clone()).collect()
+    }
+
     fn answers(&self, component: &Component) -> bool {
         let board = self.processes.board.borrow();
         component.address.is_none()
@@ -109,6 +119,24 @@ impl Of {
                 .get(&component.name)
                 .is_some_and(|health| health.is_well(&self.processes.detection))
     }
+}
+
+/// Whether a component runs and will not answer any more by itself.
+fn is_stuck(
+    component: &Component,
+    health: Option<&Health>,
+    detection: &Detection,
+    now: Timestamp,
+) -> bool {
+    let Some(health) = health.filter(|health| health.is_suspect(detection)) else { return false };
+    let Some(started) = component.started_at.filter(|_| component.state == RunState::Running)
+    else {
+        return false;
+    };
+    // Probes of the process before say nothing about this one, which may still be starting.
+    let served = health.answered_at.is_some_and(|at| at > started);
+    let age = Duration::try_from(now.duration_since(started)).unwrap_or_default();
+    served || age > STARTING
 }
 
 /// What is wrong with which of them?
@@ -205,20 +233,6 @@ impl Step for Evidence {
 /// answering are ended first.
 struct Restart(Of);
 
-impl Restart {
-    fn stuck(&self, component: &Component) -> bool {
-        let processes = &self.0.processes;
-        let board = processes.board.borrow();
-        let health = board.get(&component.name);
-        // Probes of the process before say nothing about this one.
-        let young = component.started_at.is_some_and(|at| {
-            let age = Timestamp::now().as_millisecond() - at.as_millisecond();
-            age < 5_000
-        });
-        !young && health.is_some_and(|health| health.is_suspect(&processes.detection))
-    }
-}
-
 #[async_trait]
 impl Step for Restart {
     fn outline(&self) -> &'static Outline {
@@ -227,8 +241,7 @@ impl Step for Restart {
 
     async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
         let components = self.0.components().await?;
-        let stuck: BTreeSet<_> =
-            components.iter().filter(|c| self.stuck(c)).map(|c| c.name.clone()).collect();
+        let stuck = self.0.stuck(&components);
         start_again(&*self.0.processes.deployment, &components, &stuck).await
     }
 }
@@ -242,6 +255,13 @@ impl Verify {
         let processes = &self.0.processes;
         let mut missing = Vec::new();
         let components = self.0.components().await?;
+        // Those that got stuck only after the restart, or were too young to tell.
+        let stuck = self.0.stuck(&components);
+        let these: Vec<_> =
+            components.iter().filter(|c| stuck.contains(&c.name)).cloned().collect();
+        if !these.is_empty() {
+            start_again(&*processes.deployment, &these, &stuck).await?;
+        }
         for component in &components {
             if component.state != RunState::Running || !self.0.answers(component) {
                 missing.push(format!("{} does not answer yet", component.name));
@@ -352,5 +372,44 @@ pub fn subject(kind: ComponentKind, name: &ComponentName) -> Option<(Scenario, C
         | ComponentKind::Postgres
         | ComponentKind::Kafka
         | ComponentKind::RabbitMq => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_answered_and_does_not_any_more_is_stuck_however_young() {
+        let detection = Detection::default();
+        let start: Timestamp = "2026-11-30T12:00:00Z".parse().unwrap();
+        let after = |seconds: i64| Timestamp::from_second(start.as_second() + seconds).unwrap();
+        let component = Component {
+            name: ComponentName::new("api-0").unwrap(),
+            kind: ComponentKind::Api,
+            state: RunState::Running,
+            pid: Some(1),
+            address: None,
+            started_at: Some(start),
+            restarts: 0,
+            last_exit: None,
+        };
+        let silent = |answered_at| Health {
+            met: true,
+            failures: detection.failures,
+            answered_at,
+            ..Health::default()
+        };
+        let stuck =
+            |health: &Health, now: i64| is_stuck(&component, Some(health), &detection, after(now));
+        assert!(stuck(&silent(Some(after(1))), 4));
+        // The answers and failures of the process before it are not its own.
+        assert!(!stuck(&silent(Some(after(-1))), 4));
+        assert!(!stuck(&silent(None), 19));
+        assert!(stuck(&silent(None), 21));
+        let well = Health { failures: 0, ..silent(Some(after(1))) };
+        assert!(!stuck(&well, 4));
+        let ended = Component { state: RunState::Restarting, ..component.clone() };
+        assert!(!is_stuck(&ended, Some(&silent(None)), &detection, after(60)));
     }
 }

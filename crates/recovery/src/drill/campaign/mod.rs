@@ -39,6 +39,8 @@ const WARM_UP: usize = 30;
 const LOAD_PATIENCE: Duration = Duration::from_secs(90);
 /// How long everything may take to come back after the last strike of a round.
 const RECOVERY: Duration = Duration::from_secs(300);
+/// For so long everything must stay well: longer than anything that was struck goes unnoticed.
+const CALM: Duration = Duration::from_secs(5);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -147,10 +149,9 @@ impl Campaign<'_> {
         }
         striking.over().await;
         say(&format!("round {number} (seed {seed}): waiting until everything is back"));
-        let struck = Instant::now();
         let mut violations = Vec::new();
-        let back = self.subject.ready_within(RECOVERY).await;
-        let recovered_ms = back.is_ok().then(|| millis(struck.elapsed()));
+        let back = self.subject.ready_within(RECOVERY, CALM).await;
+        let recovered_ms = back.as_ref().ok().map(|(_, after)| millis(*after));
         match back {
             Ok(_) => {
                 say(&format!("round {number} (seed {seed}): balancing the books"));
