@@ -76,6 +76,20 @@ pub enum ComponentKind {
 }
 
 impl ComponentKind {
+    /// The word in JSON and for people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Supervisor => "supervisor",
+            Self::Registry => "registry",
+            Self::Worker => "worker",
+            Self::Postgres => "postgres",
+            Self::Kafka => "kafka",
+            Self::RabbitMq => "rabbitmq",
+        }
+    }
+
     /// Whether it keeps data for others, so that it ends last, and is started again only when it
     /// is named.
     #[must_use]

@@ -18,13 +18,14 @@ use tokio::task::JoinSet;
 use crate::Result;
 use crate::brokers::{self, Brokers};
 use crate::connections::{self, Line, Relief};
+use crate::exposure::Measurements;
 use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
 use crate::notify;
 use crate::postgres::{self, Aim, Authority, Beat, Database};
 use crate::processes::{self, Processes};
-use crate::restorer::SharedRestorer;
+use crate::restorer::{SharedRestorer, VaultStanding};
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
@@ -60,6 +61,10 @@ pub struct Parts {
     pub postgres: Option<(Arc<Authority>, Secrets, SocketAddr)>,
     /// What brings data back that nobody has any more.
     pub restorer: Option<SharedRestorer>,
+    /// What the vaults have, as somebody looks now and then.
+    pub vaults: watch::Receiver<Vec<VaultStanding>>,
+    /// Where everything that lasts is kept.
+    pub state_dir: PathBuf,
     /// A fault in the recovery itself, for tests.
     pub fault: Option<Fault>,
     /// The run before did not end in order.
@@ -89,6 +94,8 @@ pub struct Controller {
     pub(crate) channels: notify::Standings,
     /// The deployment has been seen to be up as a whole.
     pub(crate) settled: watch::Sender<bool>,
+    /// How long recoveries took in drills.
+    pub(crate) measurements: Measurements,
 }
 
 impl Controller {
@@ -109,6 +116,7 @@ impl Controller {
             .as_ref()
             .map(|(authority, secrets, _)| Line::new(Arc::clone(authority), secrets.clone()));
         Self {
+            measurements: Measurements::new(&parts.state_dir),
             parts,
             beat,
             board,

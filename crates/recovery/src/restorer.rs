@@ -30,6 +30,19 @@ pub struct LogStanding {
     pub error: Option<String>,
 }
 
+/// What a vault has, as it was seen last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultStanding {
+    /// The vault.
+    pub vault: String,
+    /// From when the newest backup is that is not known to be bad.
+    pub newest: Option<Timestamp>,
+    /// From when the newest one is that was restored.
+    pub proven: Option<Timestamp>,
+    /// Why it could not be looked into.
+    pub error: Option<String>,
+}
+
 /// Brings back what was lost.
 #[async_trait]
 pub trait Restorer: Send + Sync {

@@ -16,12 +16,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use resurgam_deployment::postgres::wire::Renewal;
+use resurgam_metrics::Format;
 use resurgam_model::{ComponentName, IncidentId, Timestamp};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::controller::Controller;
+use crate::metrics;
 use crate::status::IncidentDetail;
 
 /// A renewal is small.
@@ -45,6 +47,7 @@ pub async fn serve(
     let shared = Arc::new(Shared { controller, token });
     let router = Router::new()
         .route("/v1/status", get(status))
+        .route("/metrics", get(figures))
         .route("/v1/incidents", get(incidents))
         .route("/v1/incidents/{id}", get(incident))
         .route("/v1/instances/{name}/renew", post(renew))
@@ -92,6 +95,19 @@ fn failed(error: &crate::Error) -> Response {
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
     match shared.controller.status().await {
         Ok(status) => Json(status).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Figures for Prometheus, in the format that `Accept` asks for.
+async fn figures(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
+    match shared.controller.status().await {
+        Ok(status) => {
+            let text = metrics::registry(status, Timestamp::now()).encode(format);
+            ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
+        }
         Err(error) => failed(&error),
     }
 }

@@ -1,25 +1,27 @@
 //! What the controller tells about its deployment.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use resurgam_deployment::postgres::contain::Strength;
 use resurgam_deployment::postgres::wire::{Observed, ServerState};
 use resurgam_deployment::{Component, RunState};
-use resurgam_model::ComponentName;
 use resurgam_model::bus::BusStatus;
 use resurgam_model::database::Epoch;
 use resurgam_model::plan::StoreKind;
 use resurgam_model::report::StepReport;
+use resurgam_model::{ComponentName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::connections::Seen as Connections;
 use crate::controller::Controller;
+use crate::exposure::{Exposure, Facts, Failover, exposure};
 use crate::health::Readiness;
 use crate::journal::Incident;
 use crate::notify::ChannelStanding;
 use crate::postgres::Authority;
-use crate::restorer::LogStanding;
+use crate::restorer::{LogStanding, VaultStanding};
 
 /// Everything at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,12 @@ pub struct Status {
     /// How the log of the owned PostgreSQL stands in each vault to which it goes.
     #[serde(default)]
     pub log: Vec<LogStanding>,
+    /// What each vault has, as it was seen last.
+    #[serde(default)]
+    pub vaults: Vec<VaultStanding>,
+    /// What each scenario would cost if it struck now, the worst first.
+    #[serde(default)]
+    pub exposure: Vec<Exposure>,
     /// How the channels stand over which people are told.
     #[serde(default)]
     pub notify: Vec<ChannelStanding>,
@@ -164,6 +172,8 @@ impl Controller {
             StoreKind::Postgres => "postgres",
             StoreKind::External => "external",
         };
+        let log = self.parts.restorer.as_ref().map(|vaults| vaults.log()).unwrap_or_default();
+        let vaults = self.parts.vaults.borrow().clone();
         let settled = *self.settled.borrow();
         let works = settled && up && Readiness::new(self.parts.api.clone()).is_ready().await;
         Ok(Status {
@@ -179,8 +189,19 @@ impl Controller {
             }),
             bus: self.buses(),
             notify: self.channels.now(),
-            log: self.parts.restorer.as_ref().map(|vaults| vaults.log()).unwrap_or_default(),
+            exposure: self.exposure(&log, &vaults),
+            log,
+            vaults,
             incidents,
+        })
+    }
+
+    fn exposure(&self, log: &[LogStanding], vaults: &[VaultStanding]) -> Vec<Exposure> {
+        let failover =
+            self.authority().map(|authority| Failover::now(&authority.view(), Instant::now()));
+        let plan = &self.parts.plan;
+        self.measurements.with(|drills| {
+            exposure(&Facts { plan, failover, log, vaults, drills, now: Timestamp::now() })
         })
     }
 

@@ -14,6 +14,7 @@ mod restorer;
 mod shipping;
 mod shutdown;
 mod telemetry;
+mod vaults;
 
 use std::process::ExitCode;
 

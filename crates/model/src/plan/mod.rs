@@ -63,6 +63,28 @@ impl Plan {
         self.approvals.get(&scenario).copied().unwrap_or(self.approval)
     }
 
+    /// Whether a deployment of this plan has what the scenario is about.
+    #[must_use]
+    pub fn has(&self, scenario: Scenario) -> bool {
+        let database = self.store.kind == StoreKind::Postgres;
+        match scenario {
+            Scenario::PostgresPrimary
+            | Scenario::PostgresRestore
+            | Scenario::DatabaseCorruption
+            | Scenario::PoolExhaustion => database,
+            Scenario::PostgresStandby => database && self.postgres.standbys > 0,
+            Scenario::KafkaBroker | Scenario::KafkaCluster => {
+                self.bus.order.contains(&BusKind::Kafka)
+            }
+            Scenario::RabbitMq => self.bus.order.contains(&BusKind::RabbitMq),
+            Scenario::FullCluster
+            | Scenario::FullStop
+            | Scenario::Api
+            | Scenario::AgentRegistry
+            | Scenario::WorkerPool => true,
+        }
+    }
+
     /// What the scenario promises under this plan.
     #[must_use]
     pub fn objectives(&self, scenario: Scenario) -> Objectives {
@@ -80,6 +102,9 @@ pub struct Deployment {
     pub state_dir: PathBuf,
     /// Whether drills may break this deployment.
     pub drills: Drills,
+    /// The port of the controller on this machine, with its status and figures; 0 takes a free one,
+    /// and the same again at the next start if it can.
+    pub controller_port: u16,
 }
 
 impl Default for Deployment {
@@ -88,6 +113,7 @@ impl Default for Deployment {
             name: "dotnetagents".to_owned(),
             state_dir: PathBuf::from("resurgam-data"),
             drills: Drills::Refused,
+            controller_port: 0,
         }
     }
 }

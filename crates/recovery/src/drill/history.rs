@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use resurgam_model::report::DrillReport;
+use resurgam_model::{Duration, Scenario};
 
 /// The file within the state folder.
 const FILE: &str = "drills.jsonl";
@@ -64,10 +65,37 @@ pub fn read(state_dir: &Path) -> io::Result<History> {
     Ok(history)
 }
 
+/// The slowest of so many drills is what is to be expected.
+pub const RECENT: usize = 10;
+
+/// The last drills of a scenario, the newest first.
+pub fn recent(drills: &[DrillReport], scenario: Scenario) -> impl Iterator<Item = &DrillReport> {
+    drills.iter().rev().filter(move |report| report.scenario == scenario).take(RECENT)
+}
+
+/// How long a recovery is to be expected to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slowest {
+    /// So long the slowest of them took; none when there were none, or one never ended.
+    pub took: Option<Duration>,
+    /// How many there were.
+    pub drills: usize,
+}
+
+/// The slowest of the last drills of a scenario.
+#[must_use]
+pub fn slowest(drills: &[DrillReport], scenario: Scenario) -> Slowest {
+    let took = recent(drills, scenario)
+        .map(|report| report.rto.measured_ms)
+        .try_fold(None, |longest, ms| ms.map(|ms| longest.max(Some(ms))))
+        .flatten();
+    Slowest { took: took.map(Duration::from_millis), drills: recent(drills, scenario).count() }
+}
+
 #[cfg(test)]
 mod tests {
+    use resurgam_model::Severity;
     use resurgam_model::report::{DrillResult, Measured};
-    use resurgam_model::{Duration, Scenario, Severity};
 
     use super::*;
 

@@ -70,25 +70,25 @@ pub(super) async fn from_vault(
     Ok(Done::now(detail).with(json!({ "chosen": former, "restore": offer })))
 }
 
-impl Choose {
-    pub(super) fn candidates(view: &View) -> Vec<Candidate> {
-        view.seen
-            .iter()
-            .filter(|(name, seen)| {
-                let fits = view.state.followers.contains(*name)
-                    || view.state.complete.as_ref() == Some(name);
-                fits && seen.at.elapsed() < FRESH && view.state.stopped.as_ref() != Some(name)
-            })
-            .filter_map(|(name, seen)| match &seen.renewal.observed.state {
-                ServerState::Standby(state) => Some(Candidate {
-                    name: name.clone(),
-                    timeline: state.timeline,
-                    received: state.received,
-                }),
-                _ => None,
-            })
-            .collect()
-    }
+/// Who could be promoted: standbys that are known to have followed this primary, and were heard just
+/// now.
+pub(crate) fn candidates(view: &View) -> Vec<Candidate> {
+    view.seen
+        .iter()
+        .filter(|(name, seen)| {
+            let fits =
+                view.state.followers.contains(*name) || view.state.complete.as_ref() == Some(name);
+            fits && seen.at.elapsed() < FRESH && view.state.stopped.as_ref() != Some(name)
+        })
+        .filter_map(|(name, seen)| match &seen.renewal.observed.state {
+            ServerState::Standby(state) => Some(Candidate {
+                name: name.clone(),
+                timeline: state.timeline,
+                received: state.received,
+            }),
+            _ => None,
+        })
+        .collect()
 }
 
 #[async_trait]
@@ -122,7 +122,7 @@ impl Step for Choose {
                         true,
                     )));
                 }
-                let candidates = Self::candidates(view);
+                let candidates = candidates(view);
                 let complete = view.state.complete.as_ref();
                 let best = choose(&candidates, complete, &view.samples, fault);
                 let affordable = best.as_ref().is_some_and(|choice| {
@@ -296,8 +296,7 @@ mod tests {
             since: Instant::now(),
             samples: vec![],
         };
-        let names =
-            |view: &View| Choose::candidates(view).into_iter().map(|c| c.name).collect::<Vec<_>>();
+        let names = |view: &View| candidates(view).into_iter().map(|c| c.name).collect::<Vec<_>>();
         assert_eq!(names(&view), std::slice::from_ref(&behind));
         view.state.complete = Some(ahead.clone());
         assert_eq!(names(&view), [ahead, behind]);

@@ -15,6 +15,7 @@ mod standby;
 pub use authority::{Authority, Seen, View};
 pub use care::care;
 pub use choose::{Candidate, Choice, choose};
+pub(crate) use choosing::candidates;
 pub use database::{Aim, Database};
 pub use diagnosis::{KeeperSign, Signs, SqlSign, StandbySign, Verdict, diagnose};
 pub use fencing::{Proof, prove};

@@ -10,7 +10,7 @@ use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Timestamp};
 use serde_json::json;
 
-use super::choosing::{Choose, DAMAGED, Restore, from_vault};
+use super::choosing::{Choose, DAMAGED, Restore, candidates, from_vault};
 use super::database::{Aim, Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
 use super::fencing::{Proof, prove};
@@ -101,7 +101,7 @@ async fn confirm(database: &Database, so_far: &SoFar<'_>) -> Result<Done, Stop> 
             };
             // It still works, so nothing is begun that could not be brought to its end.
             let view = database.authority.view();
-            match (Choose::candidates(&view).is_empty(), view.members) {
+            match (candidates(&view).is_empty(), view.members) {
                 (false, _) => {}
                 (true, 1) => drop(from_vault(database, so_far, &primary, DAMAGED).await?),
                 (true, _) => {

@@ -7,14 +7,13 @@ mod vaults;
 use resurgam_model::plan::{Ask, Drills, Plan, StoreKind};
 use resurgam_model::report::DrillReport;
 use resurgam_model::{Duration, Scenario, Severity, Timestamp};
-use resurgam_recovery::brokers::bus_of;
+use resurgam_recovery::drill::history::{recent, slowest};
+use resurgam_recovery::exposure::loses_nothing;
 use serde::Serialize;
 
 pub(crate) use self::vaults::{LogState, VaultState};
 use self::vaults::{backups, longest_gap};
 
-/// The slowest of so many drills is what is to be expected.
-const RECENT: usize = 10;
 /// A failover of the database is drilled weekly, everything else monthly, with a day or two of
 /// patience. The source is the calendar of disaster recovery tests that the objectives are from.
 const DATABASE_EVERY: Duration = Duration::from_secs(8 * 86_400);
@@ -87,23 +86,7 @@ pub(crate) fn audit(
     let gap = longest_gap(plan, now);
     let reach: Vec<_> = Scenario::ALL
         .into_iter()
-        .filter(|scenario| {
-            let database = plan.store.kind == StoreKind::Postgres;
-            let has_bus = |bus| plan.bus.order.contains(&bus);
-            let no_standby = plan.postgres.standbys == 0;
-            if *scenario == Scenario::PostgresStandby && no_standby {
-                return false;
-            }
-            let of_database = matches!(
-                scenario,
-                Scenario::PostgresPrimary
-                    | Scenario::PostgresRestore
-                    | Scenario::DatabaseCorruption
-                    | Scenario::PoolExhaustion
-                    | Scenario::PostgresStandby
-            );
-            (!of_database || database) && bus_of(*scenario).is_none_or(has_bus)
-        })
+        .filter(|scenario| plan.has(*scenario))
         .map(|scenario| reach(plan, scenario, gap, drills))
         .collect();
     for reach in &reach {
@@ -148,34 +131,27 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
             (Some(gap), format!("the schedule leaves up to {gap} between two backups"))
         }
     };
-    let (rpo_reach, because) = match scenario {
-        Scenario::FullCluster if plan.store.kind == StoreKind::External => {
+    let (rpo_reach, because) = match (loses_nothing(scenario), scenario) {
+        (Some(because), _) => (zero, because.to_owned()),
+        (None, Scenario::FullCluster) if plan.store.kind == StoreKind::External => {
             (None, "the database is run by somebody else, and not backed up from here".to_owned())
         }
-        Scenario::FullCluster | Scenario::PostgresRestore => of_backups(),
-        Scenario::PostgresPrimary | Scenario::DatabaseCorruption if plan.postgres.standbys == 0 => {
+        (None, Scenario::FullCluster | Scenario::PostgresRestore) => of_backups(),
+        // What is left is the loss of a primary.
+        (None, _) if plan.postgres.standbys == 0 => {
             let (reach, because) = of_backups();
             (reach, format!("there is no standby; {because}"))
         }
-        Scenario::PostgresPrimary | Scenario::DatabaseCorruption if plan.postgres.synchronous => {
+        (None, _) if plan.postgres.synchronous => {
             let patience = plan.postgres.degrade_after;
             (zero, format!("commits wait for a standby, while one was there within {patience}"))
         }
         // That a person is asked before more is given up bounds nothing: it is gone by then.
-        Scenario::PostgresPrimary | Scenario::DatabaseCorruption => {
+        (None, _) => {
             (None, "standbys follow without being waited for, however far behind".to_owned())
         }
-        Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
-            (zero, "what is not delivered is in the store".to_owned())
-        }
-        Scenario::PostgresStandby => (zero, "the primary has everything".to_owned()),
-        Scenario::PoolExhaustion => {
-            (zero, "what an ended connection had not committed was not acknowledged".to_owned())
-        }
-        Scenario::Api | Scenario::AgentRegistry | Scenario::WorkerPool | Scenario::FullStop => {
-            (zero, "what is acknowledged is on disk".to_owned())
-        }
     };
+    let slowest = slowest(drills, scenario);
     Reach {
         scenario,
         severity: scenario.severity(),
@@ -183,18 +159,9 @@ fn reach(plan: &Plan, scenario: Scenario, gap: Option<Duration>, drills: &[Drill
         rpo_objective: objectives.rpo,
         rpo_reach,
         because,
-        rto_measured: recent(drills, scenario)
-            .map(|report| report.rto.measured_ms)
-            .try_fold(None, |longest, ms| ms.map(|ms| longest.max(Some(ms))))
-            .flatten()
-            .map(Duration::from_millis),
-        drills: recent(drills, scenario).count(),
+        rto_measured: slowest.took,
+        drills: slowest.drills,
     }
-}
-
-/// The last drills of a scenario, the newest first.
-fn recent(drills: &[DrillReport], scenario: Scenario) -> impl Iterator<Item = &DrillReport> {
-    drills.iter().rev().filter(move |report| report.scenario == scenario).take(RECENT)
 }
 
 /// What drills have shown, and whether they are made at all.
@@ -327,6 +294,7 @@ fn people(plan: &Plan, findings: &mut Vec<Finding>) {
 mod tests {
     use resurgam_model::plan::EffectivePlan;
     use resurgam_model::report::{DrillResult, Measured};
+    use resurgam_recovery::drill::history;
 
     use resurgam_backup::vault::{Backup, Proof};
 
@@ -514,8 +482,8 @@ mod tests {
         );
         assert_eq!(look(&[slow.clone(), quick.clone()]), (Some(9000), 2, vec!["not-drilled"]));
         // Only the last ones count, and of these the slowest.
-        let many: Vec<_> = [slow].into_iter().chain(vec![quick.clone(); RECENT]).collect();
-        assert_eq!(look(&many), (Some(400), RECENT, vec!["not-drilled"]));
+        let many: Vec<_> = [slow].into_iter().chain(vec![quick.clone(); history::RECENT]).collect();
+        assert_eq!(look(&many), (Some(400), history::RECENT, vec!["not-drilled"]));
         let never = drill("2026-11-25T11:00:00Z", None, 0);
         assert_eq!(look(&[quick, never]), (None, 2, vec!["rto-missed", "not-drilled"]));
         let lost = drill("2026-11-25T11:00:00Z", Some(400), 1);

@@ -7,10 +7,12 @@ use resurgam_model::Timestamp;
 use resurgam_model::bus::Circuit;
 use resurgam_recovery::connections::account;
 use resurgam_recovery::drill::subject::Address;
+use resurgam_recovery::exposure::{Exposure, Loss};
 use resurgam_recovery::status::{Instance, Postgres, Status};
 
 use super::backup::age;
 use super::bus;
+use super::drill::wrapped;
 use crate::cli::StatusArgs;
 use crate::failure::{Failure, code};
 use crate::output;
@@ -82,6 +84,19 @@ fn print(status: &Status) {
         let error = log.error.as_ref().map_or(String::new(), |error| format!("; {error}"));
         output::data(&format!("log of the database in the vault {}: {until}{error}", log.vault));
     }
+    for vault in &status.vaults {
+        let newest = vault.newest.map_or("has no backup".to_owned(), |newest| {
+            let proven = match vault.proven {
+                Some(proven) if proven == newest => "proven by a restore".to_owned(),
+                Some(proven) => format!("the last one proven is of {} ago", age(now, proven)),
+                None => "none is proven".to_owned(),
+            };
+            format!("has a backup of {} ago; {proven}", age(now, newest))
+        });
+        let said = vault.error.as_ref().map_or(newest, |error| format!("is not known: {error}"));
+        output::data(&format!("the vault {} {said}", vault.vault));
+    }
+    print_exposure(&status.exposure);
     for channel in &status.notify {
         if let Some(error) = &channel.error {
             output::data(&format!("nobody can be told over {}: {error}", channel.name));
@@ -112,6 +127,43 @@ fn print(status: &Status) {
         ]);
     }
     output::data(&table.to_string());
+}
+
+/// What would be lost if something happened now, and for how long.
+fn print_exposure(exposure: &[Exposure]) {
+    let mut table = output::table(&["if it struck now", "loses", "of", "takes", "of", "because"]);
+    for one in exposure {
+        let loss = match one.loss {
+            Loss::Nothing => "nothing".to_owned(),
+            Loss::UpTo { ms } => format!("up to {}", rough(ms)),
+            Loss::Everything => "everything".to_owned(),
+            Loss::Unknown => "unknown".to_owned(),
+        };
+        let took = match (one.recovery_ms, one.drills) {
+            (Some(ms), _) => rough(ms),
+            (None, 0) => "not drilled".to_owned(),
+            (None, _) => "never ended".to_owned(),
+        };
+        let mark = if one.is_out_of_bounds() { " !" } else { "" };
+        table.add_row([
+            format!("{}{mark}", one.scenario),
+            loss,
+            resurgam_model::Duration::from_millis(one.rpo_ms).to_string(),
+            took,
+            resurgam_model::Duration::from_millis(one.rto_ms).to_string(),
+            wrapped(&one.because),
+        ]);
+    }
+    output::data(&table.to_string());
+}
+
+/// A length of time as people say it.
+fn rough(ms: u64) -> String {
+    let seconds = Duration::from_secs(ms / 1000);
+    match ms {
+        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        _ => resurgam_model::Duration(seconds).to_string(),
+    }
 }
 
 fn print_postgres(postgres: &Postgres) {

@@ -21,12 +21,13 @@ use resurgam_recovery::controller::{Controller, Parts};
 use resurgam_recovery::drill::subject::{ADDRESS_FILE, Address};
 use resurgam_recovery::journal::Journal;
 use resurgam_recovery::postgres::{Authority, SERVICE};
-use resurgam_recovery::restorer::SharedRestorer;
+use resurgam_recovery::restorer::{SharedRestorer, VaultStanding};
 use resurgam_recovery::runbook::faults::{self, Fault};
 use resurgam_recovery::scaling::POOL;
 use resurgam_recovery::server;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::access::INTERNAL;
 use super::api::TOKEN as TOKEN_VARIABLE;
@@ -38,7 +39,7 @@ use crate::output;
 use crate::plan::Loaded;
 use crate::restorer::FromVaults;
 use crate::shutdown;
-use crate::{backups, brokers, shipping};
+use crate::{backups, brokers, shipping, vaults};
 
 /// The database, the roles' prefix and the state folder are the plan's; the rest of the names
 /// are those of the written procedure.
@@ -82,7 +83,8 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         let (loaded, standings) = (loaded.clone(), Arc::clone(&standings));
         Arc::new(FromVaults { loaded, standings }) as SharedRestorer
     });
-    let controller = up.controller(journal.clone(), restorer, fault, after_crash)?;
+    let (vaults, seen) = watch::channel(Vec::new());
+    let controller = up.controller(journal.clone(), restorer, seen, fault, after_crash)?;
     let address = Address {
         pid: std::process::id(),
         url: up.controller_url.clone(),
@@ -100,6 +102,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
 
     let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?, &standings);
     let shipping = shipping::ship_log(&loaded, &standings);
+    let looking = vaults::watch(&loaded, &vaults);
     let serving =
         server::serve(up.listener, Arc::clone(&controller), up.token, std::future::pending());
     let outcome = tokio::select! {
@@ -107,6 +110,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         result = serving => result.map_err(Failure::from),
         () = backing_up => Ok(()),
         () = shipping => Ok(()),
+        () = looking => Ok(()),
         () = shutdown => Ok(()),
     };
     // Nothing is recovered any more, so what ends now ends on purpose.
@@ -151,10 +155,13 @@ impl Up {
     ) -> Result<Self, Failure> {
         let deployment = Arc::new(LocalDeployment::new(state.join("logs")));
         let spawner = Spawner::new()?;
-        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        let listener = TcpListener::bind(any).await?;
-        let controller_url = format!("http://{}", listener.local_addr()?);
-        let ports = Ports::read(&state);
+        let mut ports = Ports::read(&state);
+        let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let address = ports.address(host, "controller", plan.deployment.controller_port)?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Failure::new(format!("the controller cannot listen on {address}: {error}"))
+        })?;
+        let controller_url = format!("http://{address}");
         // Made anew at each start, and given to the parts in their environment alone.
         let internal = match plan.api.access {
             AccessMode::Open => None,
@@ -375,6 +382,7 @@ impl Up {
         &self,
         journal: Journal,
         restorer: Option<SharedRestorer>,
+        vaults: watch::Receiver<Vec<VaultStanding>>,
         fault: Option<Fault>,
         after_crash: bool,
     ) -> Result<Arc<Controller>, Failure> {
@@ -390,6 +398,8 @@ impl Up {
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             restorer,
+            vaults,
+            state_dir: self.state.clone(),
             fault,
             after_crash,
         })))

@@ -308,3 +308,37 @@ fn a_standby_is_frozen_and_its_keeper_started_anew() {
     let restart = steps.iter().find(|step| step["name"] == "restart").unwrap();
     assert_eq!(restart["detail"], "restarted postgres-1", "{report:#}");
 }
+
+/// A round of faults at random, from its seed.
+fn campaign(arguments: &[&str]) -> Value {
+    let place = Place::new("");
+    let all = [&["drill", "--random", "--for", "1s", "--json"], arguments].concat();
+    let ended = place.start(&all).end(&place, 2 * LONG);
+    assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {ended:?}");
+    place.assert_nothing_left();
+    let report = ended.json();
+    let rounds = report["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 1, "{report:#}");
+    assert_eq!(rounds[0]["violations"].as_array().map(Vec::len), Some(0), "{report:#}");
+    assert!(report["acknowledged"].as_u64() > Some(0), "{report:#}");
+    report
+}
+
+#[test]
+fn a_worker_is_killed_while_the_controller_is_frozen() {
+    let report = campaign(&["--seed", "3", "--store", "sqlite"]);
+    let strikes = report["rounds"][0]["strikes"].as_array().unwrap();
+    assert!(strikes[0].as_str().unwrap().starts_with("kill worker worker-pool"), "{report:#}");
+    assert_eq!(strikes[1], "freeze controller for 1002 ms", "{report:#}");
+    assert_eq!(report["rounds"][0]["incidents"][0]["scenario"], "worker-pool", "{report:#}");
+}
+
+#[test]
+fn keepers_are_killed_on_both_sides_one_after_the_other() {
+    let report = campaign(&["--seed", "21"]);
+    let strikes = report["rounds"][0]["strikes"].as_array().unwrap();
+    assert!(strikes[0].as_str().unwrap().starts_with("kill keeper of the primary"), "{report:#}");
+    assert!(strikes[1].as_str().unwrap().starts_with("kill primary with its keeper"), "{report:#}");
+    // The drill's own writers, at every instance.
+    assert!(report["writes"].as_u64() > Some(10), "{report:#}");
+}

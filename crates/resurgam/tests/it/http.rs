@@ -25,7 +25,26 @@ pub(crate) fn post(url: &str, body: &Value) -> io::Result<Answer> {
     request("POST", url, &body.to_string())
 }
 
+/// What is there, if it is no JSON.
+pub(crate) fn text(url: &str) -> io::Result<String> {
+    raw("GET", url, "").map(|(_, body)| body)
+}
+
 fn request(method: &str, url: &str, body: &str) -> io::Result<Answer> {
+    let bad = |why: &str| io::Error::other(format!("{method} {url}: {why}"));
+    let (head, body) = raw(method, url, body)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| bad(&head))?;
+    let body = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&body).map_err(|_| bad(&body))?
+    };
+    Ok(Answer { status, head: head.to_lowercase(), body })
+}
+
+/// Head and body of the answer.
+fn raw(method: &str, url: &str, body: &str) -> io::Result<(String, String)> {
     let bad = |why: &str| io::Error::other(format!("{method} {url}: {why}"));
     let rest = url.strip_prefix("http://").ok_or_else(|| bad("not http"))?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -42,12 +61,5 @@ fn request(method: &str, url: &str, body: &str) -> io::Result<Answer> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| bad("cut off"))?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| bad(head))?;
-    let body = if body.is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_str(body).map_err(|_| bad(body))?
-    };
-    Ok(Answer { status, head: head.to_lowercase(), body })
+    Ok((head.to_owned(), body.to_owned()))
 }

@@ -19,6 +19,7 @@ mod connections;
 mod controller_killed;
 mod demo;
 mod drill;
+mod exposure;
 mod full_disk;
 mod harness;
 mod http;
