@@ -70,6 +70,9 @@ pub(super) async fn from_vault(
     Ok(Done::now(detail).with(json!({ "chosen": former, "restore": offer })))
 }
 
+/// So long a plan whose commits wait for a standby is given for a way without loss.
+const LOSSLESS: Duration = Duration::from_secs(10);
+
 /// Who could be promoted: standbys that are known to have followed this primary, and were heard just
 /// now.
 pub(crate) fn candidates(view: &View) -> Vec<Candidate> {
@@ -125,19 +128,24 @@ impl Step for Choose {
                 let candidates = candidates(view);
                 let complete = view.state.complete.as_ref();
                 let best = choose(&candidates, complete, &view.samples, fault);
+                // A plan whose commits wait for a standby wants no loss that can be avoided: what
+                // has died may be back in a moment, with everything.
+                let damaged = database.aim == Aim::Damaged;
+                let hurried = !database.synchronous || damaged || started.elapsed() > LOSSLESS;
                 let affordable = best.as_ref().is_some_and(|choice| {
-                    choice.complete || choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis())
+                    let loss = choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis());
+                    choice.complete || (hurried && loss)
                 });
                 if affordable {
                     return best.map(|choice| Ok((choice, false)));
                 }
                 // Whoever has everything may still come; and the former primary itself has.
-                let damaged = database.aim == Aim::Damaged;
                 let former_has_data = !damaged
                     && view.server(&former) == Some(&ServerState::Stopped)
                     && view.seen.get(&former).is_some_and(|seen| seen.at.elapsed() < FRESH);
-                let waited = started.elapsed() > Duration::from_secs(5);
-                if former_has_data && (waited || database.authority.members().len() == 1) {
+                let nobody_else = view.members == 1 || complete.is_none();
+                let waited = nobody_else || started.elapsed() > Duration::from_secs(5);
+                if former_has_data && waited {
                     let choice = Choice {
                         name: former.clone(),
                         complete: true,

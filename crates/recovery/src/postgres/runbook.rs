@@ -10,6 +10,7 @@ use resurgam_model::report::StepStatus;
 use resurgam_model::{ComponentName, Timestamp};
 use serde_json::json;
 
+use super::authority::View;
 use super::choosing::{Choose, DAMAGED, Restore, candidates, from_vault};
 use super::database::{Aim, Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
@@ -17,6 +18,9 @@ use super::fencing::{Proof, prove};
 use super::outline::{self, OUTLINE};
 use crate::journal::StepRecord;
 use crate::runbook::{Done, Outline, SoFar, Step, Stop};
+
+/// A primary that is lost for so long does not come back by itself.
+const LOST_AGAIN: Duration = Duration::from_secs(10);
 
 /// The service by which clients reach whoever reigns.
 pub const SERVICE: &str = "postgres";
@@ -303,10 +307,19 @@ impl Step for Verify {
     async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
         let database = &self.0;
         let chosen = name_in(so_far, "choose", "chosen")?;
-        let mut beat = database.beat.clone();
-        beat.wait_for(|beat| beat.target.as_ref() == Some(&chosen) && beat.sign == SqlSign::Works)
-            .await
-            .map_err(|_| Stop::Retry("the probe has ended".to_owned()))?;
+        let overtaken = database
+            .until(|view| {
+                let beat = database.beat.borrow();
+                match successor(view, &chosen) {
+                    Some(next) => Some(Some(next)),
+                    None => (beat.target.as_ref() == Some(&chosen) && beat.sign == SqlSign::Works)
+                        .then_some(None),
+                }
+            })
+            .await;
+        if let Some(next) = overtaken {
+            return Ok(overtaken_by(&next));
+        }
         database.platform.wait().await;
         Ok(Done::now(format!("{chosen} takes writes and gives them back; the platform is ready")))
     }
@@ -333,6 +346,9 @@ impl Step for Rebuild {
         if former == chosen {
             return Ok(Done::skipped(format!("{former} itself reigns again")));
         }
+        if let Some(next) = successor(&database.authority.view(), &chosen) {
+            return Ok(overtaken_by(&next));
+        }
         let mut did: Vec<String> = Vec::new();
         let rests = database.authority.view().state.stopped.as_ref() == Some(&former);
         if database.aim == Aim::Damaged && rests {
@@ -353,8 +369,11 @@ impl Step for Rebuild {
             }
         })?;
         let port = database.authority.members().get(&chosen).map(|address| address.port());
-        database
+        let overtaken = database
             .until(|view| {
+                if let Some(next) = successor(view, &chosen) {
+                    return Some(Some(next));
+                }
                 let seen = view.seen.get(&former)?;
                 if let Some(doing) = &seen.renewal.observed.doing
                     && !did.contains(doing)
@@ -365,12 +384,15 @@ impl Step for Rebuild {
                     ServerState::Standby(state)
                         if state.streaming_from.is_some() && state.streaming_from == port =>
                     {
-                        Some(())
+                        Some(None)
                     }
                     _ => None,
                 }
             })
             .await;
+        if let Some(next) = overtaken {
+            return Ok(overtaken_by(&next));
+        }
         let how = if did.is_empty() { "its data fitted".to_owned() } else { did.join(", then ") };
         Ok(Done::now(format!("{former} streams from {chosen} ({how})")))
     }
@@ -395,21 +417,62 @@ impl Step for Redundancy {
         if database.authority.members().len() == 1 {
             return Ok(Done::skipped("the plan has no standby"));
         }
-        Ok(Done::now(until_redundant(database, |_| Some(chosen.clone())).await))
+        match until_redundant(database, Some(&chosen)).await {
+            Redundant::Yes(how) => Ok(Done::now(how)),
+            Redundant::Overtaken(next) => Ok(overtaken_by(&next)),
+            // Nobody else would recover from it: the incident of its loss would be this one.
+            Redundant::Lost(why) => Err(Stop::Retry(format!(
+                "{chosen} was lost again before redundancy was back: {why}"
+            ))),
+        }
     }
 }
 
+/// Who reigns by now instead of the one that a recovery has made primary.
+fn successor(view: &View, chosen: &ComponentName) -> Option<ComponentName> {
+    view.state.primary.as_ref().filter(|primary| *primary != chosen).cloned()
+}
+
+/// What is left to be done is the business of the later recovery. This one must not stay open: the
+/// next loss of what it is about would be taken for it, and nobody would recover from that.
+fn overtaken_by(next: &ComponentName) -> Done {
+    Done::skipped(format!("{next} reigns by now: a later recovery has taken over"))
+}
+
+/// Whether the next loss would be harmless.
+pub(super) enum Redundant {
+    /// It would; and how.
+    Yes(String),
+    /// Another one than was expected reigns.
+    Overtaken(ComponentName),
+    /// The expected primary is lost again; and by what signs.
+    Lost(String),
+}
+
 /// Waits until all standbys stream from the primary, and one of them has everything if the plan wants
-/// commits to wait. Says so.
+/// commits to wait: from the expected one, or from whichever reigns.
 pub(super) async fn until_redundant(
     database: &Database,
-    primary: impl Fn(&super::View) -> Option<ComponentName>,
-) -> String {
+    expected: Option<&ComponentName>,
+) -> Redundant {
     let (synchronous, members) = (database.synchronous, database.authority.members().len());
-    let (primary, standbys) = database
+    let mut lost_since = None;
+    database
         .until(|view| {
-            let primary = primary(view)?;
-            let Some(ServerState::Primary(state)) = view.server(&primary) else { return None };
+            if let Some(next) = expected.and_then(|chosen| successor(view, chosen)) {
+                return Some(Redundant::Overtaken(next));
+            }
+            match diagnose(&database.signs(database.fence_patience())) {
+                Verdict::Lost(signs) if expected.is_some() => {
+                    let since: Instant = *lost_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > LOST_AGAIN {
+                        return Some(Redundant::Lost(signs.join("; ")));
+                    }
+                }
+                _ => lost_since = None,
+            }
+            let primary = expected.or_else(|| view.reigning())?;
+            let Some(ServerState::Primary(state)) = view.server(primary) else { return None };
             let streaming: Vec<_> = state
                 .standbys
                 .iter()
@@ -418,9 +481,11 @@ pub(super) async fn until_redundant(
                 .collect();
             let all = streaming.len() + 1 >= members;
             let safe = !synchronous || view.state.complete.is_some();
-            (all && safe).then_some((primary, streaming))
+            let mode = if synchronous { "synchronously" } else { "asynchronously" };
+            (all && safe).then(|| {
+                let standbys = streaming.join(", ");
+                Redundant::Yes(format!("{primary} replicates {mode} to {standbys}"))
+            })
         })
-        .await;
-    let mode = if synchronous { "synchronously" } else { "asynchronously" };
-    format!("{primary} replicates {mode} to {}", standbys.join(", "))
+        .await
 }

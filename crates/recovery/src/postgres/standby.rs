@@ -17,7 +17,7 @@ use resurgam_model::{ComponentName, Timestamp};
 
 use super::authority::View;
 use super::database::{Database, FRESH};
-use super::runbook::until_redundant;
+use super::runbook::{Redundant, until_redundant};
 use crate::processes::{keep, start_again};
 use crate::runbook::{Danger, Done, Outline, SoFar, Step, Stop};
 
@@ -282,7 +282,12 @@ impl Step for Redundancy {
                 (primary.at > streamed).then_some(())
             })
             .await;
-        Ok(Done::now(until_redundant(database, |view| view.reigning().cloned()).await))
+        match until_redundant(database, None).await {
+            Redundant::Yes(how) => Ok(Done::now(how)),
+            Redundant::Overtaken(_) | Redundant::Lost(_) => {
+                Err(Stop::Retry("the primary has changed meanwhile".to_owned()))
+            }
+        }
     }
 }
 

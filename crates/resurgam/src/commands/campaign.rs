@@ -1,5 +1,6 @@
 //! `resurgam drill --random`
 
+use resurgam_model::Scenario;
 use resurgam_model::plan::{Plan, StoreKind};
 use resurgam_recovery::drill::campaign::{Campaign, CampaignReport, RoundReport};
 use resurgam_recovery::drill::load::{Load, Shape};
@@ -46,12 +47,20 @@ pub(crate) async fn run(args: &DrillArgs) -> Result<u8, Failure> {
 
 /// The checker holds a deployment to it.
 fn promises_everything(plan: &Plan) -> Result<(), Failure> {
-    if plan.store.kind == StoreKind::Postgres && !plan.postgres.synchronous {
-        return Err(Failure::refused(
-            "a campaign proves that nothing acknowledged is lost, which a plan with postgres.synchronous = false does not promise; set it to true",
-        ));
+    if plan.store.kind != StoreKind::Postgres {
+        return Ok(());
     }
-    Ok(())
+    let allowed = plan.objectives(Scenario::PostgresPrimary).rpo;
+    let gap = if !plan.postgres.synchronous {
+        "postgres.synchronous = false"
+    } else if allowed.0 > std::time::Duration::ZERO {
+        "a loss that objectives.postgres-primary.rpo allows"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::refused(format!(
+        "a campaign proves that nothing acknowledged is lost, which a plan with {gap} does not promise; set postgres.synchronous = true, and rpo = \"0s\" under [objectives.postgres-primary]"
+    )))
 }
 
 fn temporary_plan(args: &DrillArgs) -> Result<String, Failure> {
@@ -61,7 +70,9 @@ fn temporary_plan(args: &DrillArgs) -> Result<String, Failure> {
         synchronous: true,
         brokers: args.brokers,
     };
-    makeshift.plan()
+    // What a failover may lose is nothing.
+    let objective = "\n[objectives.postgres-primary]\nrto = \"15m\"\nrpo = \"0s\"\n";
+    Ok(makeshift.plan()? + objective)
 }
 
 async fn on(

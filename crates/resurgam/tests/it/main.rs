@@ -26,6 +26,7 @@ mod http;
 mod life;
 mod log;
 mod notify;
+mod overtaken;
 mod paper;
 mod pool;
 mod recover;
