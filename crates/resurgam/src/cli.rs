@@ -55,6 +55,7 @@ pub(crate) enum Command {
     Scale(commands::recover::ScaleArgs),
     Logs(commands::recover::LogsArgs),
     Audit(commands::audit::AuditArgs),
+    Report(commands::report::ReportArgs),
     Backup(commands::backup::BackupArgs),
     Restore(commands::restore::RestoreArgs),
     Vault(commands::vault::VaultArgs),

@@ -10,6 +10,7 @@ mod junit;
 mod output;
 mod plan;
 mod points;
+mod report;
 mod restorer;
 mod shipping;
 mod shutdown;
@@ -92,6 +93,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Token(args) => commands::token::run(args).await,
         Command::Audit(args) => commands::audit::run(args).await,
         Command::AuditLog(args) => commands::audit_log::run(args).await,
+        Command::Report(args) => commands::report::run(&args),
         Command::Serve(args) => commands::serve::run(args).await,
         Command::Worker(args) => commands::worker::run(args).await,
         Command::Workflow(args) => commands::workflow::run(args).await,

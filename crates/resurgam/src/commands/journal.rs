@@ -78,6 +78,11 @@ pub(crate) struct Opened {
 }
 
 impl JournalArgs {
+    /// The journal of the deployment of this plan.
+    pub(crate) fn of(plan: Option<PathBuf>) -> Self {
+        Self { plan }
+    }
+
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
         let loaded = Loaded::read(self.plan.as_deref())?;
         let path = loaded.state_dir().join("journal.db");

@@ -19,6 +19,7 @@ pub(crate) mod message;
 pub(crate) mod notify;
 pub(crate) mod plan;
 pub(crate) mod recover;
+pub(crate) mod report;
 pub(crate) mod restore;
 pub(crate) mod runbook;
 pub(crate) mod schedule;

@@ -286,6 +286,35 @@ fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
     let full = reach.iter().find(|reach| reach["scenario"] == "full-cluster").unwrap();
     assert_eq!(full["drills"], 2, "{full:#}");
     assert!(full["rto_measured"].is_string(), "{full:#}");
+    a_report_tells_of_them(&place);
+}
+
+/// As tables, as JSON, and as a page that needs nothing else.
+fn a_report_tells_of_them(place: &Place) {
+    let table = place.finish(&["report"]);
+    assert_eq!(table.status.code(), Some(0), "{table:?}");
+    assert!(table.out.contains("full-cluster"), "{table:?}");
+    let report = place.finish(&["report", "--json"]).json();
+    let scenarios = report["scenarios"].as_array().unwrap();
+    let full = scenarios.iter().find(|one| one["scenario"] == "full-cluster").unwrap();
+    assert_eq!(full["drills"].as_array().map(Vec::len), Some(2), "{full:#}");
+    assert!(full["rto"]["min_ms"].as_u64() <= full["rto"]["max_ms"].as_u64(), "{full:#}");
+    let page = place.finish(&["report", "--html", "page.html"]);
+    assert_eq!(page.status.code(), Some(0), "{page:?}");
+    let html = fs::read_to_string(place.path("page.html")).unwrap();
+    for part in ["<svg", "full-cluster", "class=\"objective\"", "journal verify --expect"] {
+        assert!(html.contains(part), "{part} is missing");
+    }
+    for foreign in ["<script", "<link", "@import", "src=", "href=", "url("] {
+        assert!(!html.contains(foreign), "{foreign} is in the page");
+    }
+    for tag in ["details", "table", "svg", "figure", "pre", "p", "tr"] {
+        let opened =
+            html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    let nowhere = place.finish(&["report", "--html", "no/such/folder/page.html"]);
+    assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
 }
 
 #[test]
