@@ -9,6 +9,7 @@
 //! outside, as a person or fate would, and measures with its own eyes what callers see.
 
 pub mod account;
+pub mod alerts;
 pub mod brokers;
 pub mod connections;
 pub mod controller;

@@ -1,4 +1,5 @@
-//! The controller's HTTP interface, on loopback: leases for keepers, status for people.
+//! The controller's HTTP interface, on loopback: leases for keepers, status for people, figures, and
+//! alerts of others.
 //!
 //! Leases are given only to those who show the deployment's token. What people may see is
 //! readable without it, like the platform's own interface.
@@ -22,6 +23,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::alerts;
 use crate::controller::Controller;
 use crate::metrics;
 use crate::status::IncidentDetail;
@@ -48,6 +50,7 @@ pub async fn serve(
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/metrics", get(figures))
+        .route("/v1/alerts", post(alerted))
         .route("/v1/incidents", get(incidents))
         .route("/v1/incidents/{id}", get(incident))
         .route("/v1/instances/{name}/renew", post(renew))
@@ -112,6 +115,30 @@ async fn figures(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respo
     }
 }
 
+/// Alerts of others, who show the token of the plan.
+async fn alerted(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
+    let controller = &shared.controller;
+    let (plan, base) = (&controller.parts.plan.alerts, &controller.parts.base);
+    let token = match alerts::token(plan.token_file.as_deref(), base) {
+        Ok(token) => token,
+        Err(why) => return problem(StatusCode::FORBIDDEN, why),
+    };
+    if !same(bearer(&headers), &token) {
+        return problem(StatusCode::UNAUTHORIZED, "the token of alerts.token_file is needed");
+    }
+    let sent = serde_json::from_slice(&body);
+    let sent = sent.map_err(|error| format!("this is no webhook of Alertmanager: {error}"));
+    match sent.and_then(alerts::orders) {
+        Ok((orders, passed_over)) => {
+            match alerts::take(controller.journal(), orders, passed_over) {
+                Ok(taken) => (StatusCode::ACCEPTED, Json(taken)).into_response(),
+                Err(error) => failed(&error),
+            }
+        }
+        Err(why) => problem(StatusCode::BAD_REQUEST, why),
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Listing {
@@ -163,9 +190,7 @@ async fn renew(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    if !same(given, &shared.token) {
+    if !same(bearer(&headers), &shared.token) {
         return problem(StatusCode::UNAUTHORIZED, "the deployment's token is needed for a lease");
     }
     let renewal: Renewal = match serde_json::from_slice(&body) {
@@ -182,6 +207,12 @@ async fn renew(
         Some(directive) => Json(directive).into_response(),
         None => problem(StatusCode::NOT_FOUND, "there is no such instance"),
     }
+}
+
+/// The token that was shown; empty when there is none.
+fn bearer(headers: &HeaderMap) -> &str {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default()
 }
 
 /// Compares in a time that does not depend on where the two differ.

@@ -54,6 +54,8 @@ pub struct Plan {
     pub contacts: Contacts,
     /// Who is told of incidents, and how.
     pub notify: Vec<Notify>,
+    /// Who else may say that something has failed.
+    pub alerts: Alerts,
 }
 
 impl Plan {
@@ -324,6 +326,16 @@ impl Default for Detection {
             successes: 2,
         }
     }
+}
+
+/// Alerts of others, such as Prometheus' Alertmanager, that open incidents.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Alerts {
+    /// The file with the token that they show, in its first line; without one none are taken.
+    /// Relative paths start at the plan file's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// When a recovery asks people before it goes on.

@@ -1,6 +1,6 @@
 //! What it would cost if something struck now, as people and Prometheus see it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::backup::{back_up, place, scheduled};
 use crate::harness::{LONG, Place, Up, until};
@@ -59,6 +59,36 @@ fn exposure_follows_standbys_backups_and_the_log() {
     assert!(status.out.contains("if it struck now"), "{status:?}");
     let text = figures(&up, &place);
     assert!(text.contains("resurgam_backup_proven_age_seconds{vault=\"here\"}"), "{text}");
+    up.process.stop(&place);
+}
+
+/// What Prometheus says is found out before it is believed.
+#[test]
+fn an_alert_of_somebody_else_opens_an_incident() {
+    let place = Place::new("[deployment]\nstate_dir = 'state'\n[alerts]\ntoken_file = 'token'\n");
+    std::fs::write(place.path("token"), "0123456789abcdef\n").unwrap();
+    let up = Up::ready(&place);
+    let url = format!("{}/v1/alerts", up.controller(&place).unwrap());
+    let alert = |scenario: &str| {
+        json!({ "version": "4", "status": "firing", "alerts": [{
+            "status": "firing",
+            "labels": { "alertname": "RegistryDown", "resurgam_scenario": scenario },
+            "annotations": { "summary": "it does not answer me" },
+        }] })
+    };
+    let stranger = http::post_as("0123456789abcdeX", &url, &alert("agent-registry")).unwrap();
+    assert_eq!(stranger.status, 401, "{stranger:?}");
+    let unknown = http::post_as("0123456789abcdef", &url, &alert("no-such")).unwrap();
+    assert_eq!(unknown.status, 400, "{unknown:?}");
+    let taken = http::post_as("0123456789abcdef", &url, &alert("agent-registry")).unwrap();
+    assert_eq!((taken.status, &taken.body["taken"]), (202, &json!(1)), "{taken:?}");
+    let incidents = up.closed_incidents(&place, "agent-registry", &[]);
+    let cause = incidents[0]["cause"].as_str().unwrap();
+    assert!(
+        cause.contains("RegistryDown: it does not answer me (found by alertmanager)"),
+        "{cause}"
+    );
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
     up.process.stop(&place);
 }
 

@@ -25,14 +25,23 @@ pub(crate) fn post(url: &str, body: &Value) -> io::Result<Answer> {
     request("POST", url, &body.to_string())
 }
 
+/// With a token.
+pub(crate) fn post_as(token: &str, url: &str, body: &Value) -> io::Result<Answer> {
+    let more = format!("Authorization: Bearer {token}\r\n");
+    read_json("POST", url, raw("POST", url, &more, &body.to_string())?)
+}
+
 /// What is there, if it is no JSON.
 pub(crate) fn text(url: &str) -> io::Result<String> {
-    raw("GET", url, "").map(|(_, body)| body)
+    raw("GET", url, "", "").map(|(_, body)| body)
 }
 
 fn request(method: &str, url: &str, body: &str) -> io::Result<Answer> {
+    read_json(method, url, raw(method, url, "", body)?)
+}
+
+fn read_json(method: &str, url: &str, (head, body): (String, String)) -> io::Result<Answer> {
     let bad = |why: &str| io::Error::other(format!("{method} {url}: {why}"));
-    let (head, body) = raw(method, url, body)?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     let status = status.ok_or_else(|| bad(&head))?;
     let body = if body.is_empty() {
@@ -44,7 +53,7 @@ fn request(method: &str, url: &str, body: &str) -> io::Result<Answer> {
 }
 
 /// Head and body of the answer.
-fn raw(method: &str, url: &str, body: &str) -> io::Result<(String, String)> {
+fn raw(method: &str, url: &str, more: &str, body: &str) -> io::Result<(String, String)> {
     let bad = |why: &str| io::Error::other(format!("{method} {url}: {why}"));
     let rest = url.strip_prefix("http://").ok_or_else(|| bad("not http"))?;
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -54,7 +63,7 @@ fn raw(method: &str, url: &str, body: &str) -> io::Result<(String, String)> {
     stream.set_write_timeout(Some(PATIENCE))?;
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len(),
     )?;
