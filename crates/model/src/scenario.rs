@@ -59,6 +59,19 @@ fn hint(nearest: &Option<Scenario>) -> String {
 }
 
 impl Scenario {
+    /// Whether it is about a PostgreSQL that the deployment runs itself.
+    #[must_use]
+    pub fn is_of_postgres(self) -> bool {
+        matches!(
+            self,
+            Self::PostgresPrimary
+                | Self::PostgresRestore
+                | Self::DatabaseCorruption
+                | Self::PoolExhaustion
+                | Self::PostgresStandby
+        )
+    }
+
     /// All of them, the gravest first.
     pub const ALL: [Self; 13] = [
         Self::FullCluster,

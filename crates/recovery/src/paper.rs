@@ -67,16 +67,7 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
 
 /// Whether the database team is needed for it.
 pub(crate) fn is_for_database_team(scenario: Scenario) -> bool {
-    matches!(
-        scenario,
-        Scenario::PostgresPrimary
-            | Scenario::PostgresRestore
-            | Scenario::DatabaseCorruption
-            | Scenario::PoolExhaustion
-            | Scenario::PostgresStandby
-            | Scenario::FullStop
-            | Scenario::FullCluster
-    )
+    scenario.is_of_postgres() || matches!(scenario, Scenario::FullStop | Scenario::FullCluster)
 }
 
 fn meaning(severity: Severity) -> &'static str {

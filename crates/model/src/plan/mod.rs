@@ -70,20 +70,12 @@ impl Plan {
     pub fn has(&self, scenario: Scenario) -> bool {
         let database = self.store.kind == StoreKind::Postgres;
         match scenario {
-            Scenario::PostgresPrimary
-            | Scenario::PostgresRestore
-            | Scenario::DatabaseCorruption
-            | Scenario::PoolExhaustion => database,
             Scenario::PostgresStandby => database && self.postgres.standbys > 0,
             Scenario::KafkaBroker | Scenario::KafkaCluster => {
                 self.bus.order.contains(&BusKind::Kafka)
             }
             Scenario::RabbitMq => self.bus.order.contains(&BusKind::RabbitMq),
-            Scenario::FullCluster
-            | Scenario::FullStop
-            | Scenario::Api
-            | Scenario::AgentRegistry
-            | Scenario::WorkerPool => true,
+            other => database || !other.is_of_postgres(),
         }
     }
 

@@ -12,7 +12,7 @@ use resurgam_recovery::drill::{Drill, FaultKind, history};
 use serde_json::json;
 
 use super::campaign;
-use super::ground::{Ground, Makeshift, is_of_postgres};
+use super::ground::{Ground, Makeshift};
 use super::status::word_of;
 use crate::cli::DrillArgs;
 use crate::failure::{Failure, code};
@@ -201,10 +201,10 @@ async fn one(
 
 fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failure> {
     let postgres = match (args.store.as_deref(), scenario) {
-        (Some("sqlite"), scenario) if is_of_postgres(scenario) => {
+        (Some("sqlite"), scenario) if scenario.is_of_postgres() => {
             return Err(Failure::usage(format!("{scenario} needs --store postgres")));
         }
-        (store, scenario) if is_of_postgres(scenario) => {
+        (store, scenario) if scenario.is_of_postgres() => {
             store.is_none_or(|store| store == "postgres")
         }
         (store, _) => store == Some("postgres"),
@@ -263,7 +263,7 @@ fn list(json: bool) -> Result<u8, Failure> {
 
 fn stores(scenario: Scenario) -> &'static [&'static str] {
     match scenario {
-        scenario if is_of_postgres(scenario) => &["postgres"],
+        scenario if scenario.is_of_postgres() => &["postgres"],
         _ => &["sqlite", "postgres"],
     }
 }

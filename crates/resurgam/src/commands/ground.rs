@@ -66,7 +66,7 @@ impl Ground {
     /// Whether this scenario can be drilled on it.
     pub(crate) fn fits(&self, scenario: Scenario) -> Result<(), Failure> {
         let (plan, file) = (&self.plan, &self.plan_file);
-        if is_of_postgres(scenario) && plan.store.kind != StoreKind::Postgres {
+        if scenario.is_of_postgres() && plan.store.kind != StoreKind::Postgres {
             return Err(Failure::usage(format!(
                 "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
                 file.display()
@@ -169,18 +169,6 @@ fn fits_brokers(plan: &Plan, scenario: Scenario) -> Result<(), Failure> {
     Err(Failure::usage(format!(
         "{scenario} needs brokers that the deployment runs itself; set {key} to {needed} or more, and name {kind} in bus.order"
     )))
-}
-
-/// Nothing but PostgreSQL has it.
-pub(crate) fn is_of_postgres(scenario: Scenario) -> bool {
-    matches!(
-        scenario,
-        Scenario::PostgresPrimary
-            | Scenario::PostgresRestore
-            | Scenario::DatabaseCorruption
-            | Scenario::PoolExhaustion
-            | Scenario::PostgresStandby
-    )
 }
 
 /// The plan of a temporary deployment.
