@@ -129,9 +129,12 @@ impl Step for Choose {
                 let complete = view.state.complete.as_ref();
                 let best = choose(&candidates, complete, &view.samples, fault);
                 // A plan whose commits wait for a standby wants no loss that can be avoided: what
-                // has died may be back in a moment, with everything.
+                // has died may be back in a moment, with everything. Unless that was tried in vain.
                 let damaged = database.aim == Aim::Damaged;
-                let hurried = !database.synchronous || damaged || started.elapsed() > LOSSLESS;
+                let hurried = !database.synchronous
+                    || damaged
+                    || so_far.incident.round > 0
+                    || started.elapsed() > LOSSLESS;
                 let affordable = best.as_ref().is_some_and(|choice| {
                     let loss = choice.loss_ms.is_some_and(|loss| loss <= rpo.as_millis());
                     choice.complete || (hurried && loss)
@@ -140,10 +143,13 @@ impl Step for Choose {
                     return best.map(|choice| Ok((choice, false)));
                 }
                 // Whoever has everything may still come; and the former primary itself has.
+                let seen = view.seen.get(&former).filter(|seen| seen.at.elapsed() < FRESH);
                 let former_has_data = !damaged
-                    && view.server(&former) == Some(&ServerState::Stopped)
-                    && view.seen.get(&former).is_some_and(|seen| seen.at.elapsed() < FRESH);
-                let nobody_else = view.members == 1 || complete.is_none();
+                    && seen.is_some()
+                    && view.server(&former) == Some(&ServerState::Stopped);
+                // Its keeper has not failed at it.
+                let usable = seen.is_some_and(|seen| seen.renewal.observed.problem.is_none());
+                let nobody_else = view.members == 1 || (complete.is_none() && usable);
                 let waited = nobody_else || started.elapsed() > Duration::from_secs(5);
                 if former_has_data && waited {
                     let choice = Choice {
