@@ -131,11 +131,11 @@ pub(crate) struct DrillArgs {
     pub(crate) random: bool,
     /// From which the faults follow; one by the clock when it is left out. It is reported, for each
     /// round as well: with the seed of a round that round comes first.
-    #[arg(long, value_name = "N", requires = "random")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["scenario", "all", "list", "history"])]
     pub(crate) seed: Option<u64>,
-    /// No round begins after so long; at least one is done.
-    #[arg(long = "for", value_name = "DURATION", requires = "random", default_value = "10m")]
-    pub(crate) lasts: Duration,
+    /// No round begins after so long, 10m if it is left out; at least one is done.
+    #[arg(long = "for", value_name = "DURATION", conflicts_with_all = ["scenario", "all", "list", "history"])]
+    pub(crate) lasts: Option<Duration>,
     /// Give the deployment that is made Kafka and RabbitMQ as well.
     #[arg(long, conflicts_with = "plan")]
     pub(crate) brokers: bool,

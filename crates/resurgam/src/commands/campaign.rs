@@ -13,6 +13,9 @@ use crate::failure::{Failure, code};
 use crate::output::{self, Progress};
 use crate::shutdown;
 
+/// How long faults strike when nobody says.
+const LASTS: std::time::Duration = std::time::Duration::from_secs(600);
+
 pub(crate) async fn run(args: &DrillArgs) -> Result<u8, Failure> {
     let seed = match args.seed {
         Some(seed) => seed,
@@ -84,7 +87,7 @@ async fn on(
     let mut subject = ground.start().await?;
     let load = Load::start(&subject.api(), Shape::default())?;
     let say = |text: &str| progress.say(text);
-    let lasts = args.lasts.0;
+    let lasts = args.lasts.map_or(LASTS, |lasts| lasts.0);
     let mut campaign = Campaign { subject: &mut subject, load: &load, progress: &say, seed, lasts };
     let report = campaign.run().await;
     load.end().await;

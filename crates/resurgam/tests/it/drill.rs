@@ -354,6 +354,22 @@ fn campaign(arguments: &[&str]) -> Value {
 }
 
 #[test]
+fn what_is_only_for_faults_at_random_is_refused_elsewhere() {
+    let place = Place::new("");
+    for arguments in [
+        &["drill", "api", "--seed", "3"] as &[&str],
+        &["drill", "api", "--for", "1m"],
+        &["drill", "--list", "--seed", "3"],
+        &["drill", "--random", "api"],
+        &["drill", "--random", "--asynchronous"],
+        &["drill", "--seed", "3"],
+    ] {
+        let refused = place.finish(arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {refused:?}");
+    }
+}
+
+#[test]
 fn a_worker_is_killed_while_the_controller_is_frozen() {
     let report = campaign(&["--seed", "3", "--store", "sqlite"]);
     let strikes = report["rounds"][0]["strikes"].as_array().unwrap();
