@@ -177,6 +177,14 @@ name_id! {
     ScheduleName "name of a schedule";
 }
 
+impl ComponentName {
+    /// An instance of a PostgreSQL that the deployment runs itself: `postgres-0` and so on.
+    #[must_use]
+    pub fn instance(number: u16) -> Self {
+        Self(format!("postgres-{number}"))
+    }
+}
+
 impl Capability {
     /// The same for the agents that have a label: `resize/zone:eu-1` is `resize` near `zone=eu-1`.
     /// Agents that are there can do both; tasks that are to be done there are handed in for this,

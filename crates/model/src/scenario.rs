@@ -19,6 +19,8 @@ pub enum Scenario {
     DatabaseCorruption,
     /// A standby of PostgreSQL is lost; the primary works.
     PostgresStandby,
+    /// PostgreSQL is led from another place than the plan prefers, and is handed over in order.
+    Failback,
     /// The connections of PostgreSQL have run out.
     PoolExhaustion,
     /// The agent registry does not answer.
@@ -69,11 +71,18 @@ impl Scenario {
                 | Self::DatabaseCorruption
                 | Self::PoolExhaustion
                 | Self::PostgresStandby
+                | Self::Failback
         )
     }
 
+    /// Whether nothing has failed, and people only want it so.
+    #[must_use]
+    pub fn is_planned(self) -> bool {
+        self == Self::Failback
+    }
+
     /// All of them, the gravest first.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
@@ -87,6 +96,7 @@ impl Scenario {
         Self::AgentRegistry,
         Self::WorkerPool,
         Self::PostgresStandby,
+        Self::Failback,
     ];
 
     /// The name on the command line.
@@ -97,6 +107,7 @@ impl Scenario {
             Self::PostgresRestore => "postgres-restore",
             Self::DatabaseCorruption => "database-corruption",
             Self::PostgresStandby => "postgres-standby",
+            Self::Failback => "failback",
             Self::PoolExhaustion => "pool-exhaustion",
             Self::AgentRegistry => "agent-registry",
             Self::KafkaBroker => "kafka-broker",
@@ -122,6 +133,9 @@ impl Scenario {
             }
             Self::PostgresStandby => {
                 "a standby of PostgreSQL is lost; it is brought back, and redundancy with it"
+            }
+            Self::Failback => {
+                "PostgreSQL is handed over to its preferred place, in order and without loss"
             }
             Self::PoolExhaustion => {
                 "the connections of PostgreSQL have run out; those that leaked are found and ended"
@@ -163,12 +177,14 @@ impl Scenario {
             Self::PoolExhaustion | Self::AgentRegistry | Self::WorkerPool => Severity::P1,
             // Nothing is affected yet; the next loss is what it is about.
             Self::PostgresStandby => Severity::P2,
+            // Nothing is the matter: somebody wants it so.
+            Self::Failback => Severity::P3,
         }
     }
 
     /// The objectives when the plan names no others. PostgreSQL and its connections, the brokers,
     /// registry, worker pool and the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
-    /// the disks whole, so these two take 5 minutes like the other processes. Where the
+    /// the disks whole, nor for the way back, so these three take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
     #[must_use]
     pub fn default_objectives(&self) -> Objectives {
@@ -191,7 +207,8 @@ impl Scenario {
             | Self::AgentRegistry
             | Self::WorkerPool
             | Self::Api
-            | Self::FullStop => {
+            | Self::FullStop
+            | Self::Failback => {
                 Objectives { rto: Duration::from_secs(5 * 60), rpo: Duration::from_secs(0) }
             }
         }

@@ -159,6 +159,7 @@ impl Controller {
             aim: match scenario {
                 Scenario::PostgresRestore => Aim::FromVault,
                 Scenario::DatabaseCorruption => Aim::Damaged,
+                Scenario::Failback => Aim::Handover,
                 _ => Aim::Lost,
             },
         })
@@ -376,6 +377,9 @@ impl Controller {
             | Scenario::DatabaseCorruption => {
                 self.database(scenario).map(|database| postgres::steps(&database))
             }
+            Scenario::Failback => {
+                self.database(scenario).map(|database| postgres::handover_steps(&database))
+            }
             Scenario::PostgresStandby => {
                 self.database(scenario).map(|database| postgres::standby_steps(&database))
             }
@@ -461,7 +465,10 @@ impl Controller {
 pub(crate) fn is_of_database(scenario: Scenario) -> bool {
     matches!(
         scenario,
-        Scenario::PostgresPrimary | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+        Scenario::PostgresPrimary
+            | Scenario::PostgresRestore
+            | Scenario::DatabaseCorruption
+            | Scenario::Failback
     )
 }
 

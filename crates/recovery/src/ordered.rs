@@ -102,6 +102,10 @@ impl Controller {
             self.authority()?;
             return ComponentName::new(postgres::SERVICE).ok();
         }
+        if scenario == Scenario::Failback {
+            self.authority()?;
+            return Some(self.parts.plan.postgres.preferred.clone());
+        }
         if is_of_database(scenario) {
             let state = self.authority()?.view().state;
             return state.primary.or(state.former);

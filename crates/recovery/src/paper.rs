@@ -27,6 +27,8 @@ pub fn page(scenario: Scenario, plan: &Plan) -> String {
     let by_program = match scenario {
         // Nobody is there to do it by itself.
         Scenario::FullCluster => "Nobody is left who could begin by itself. On a machine with this program, PostgreSQL if the plan has one, the plan, and the vault's password:\n\n```sh\nresurgam restore --latest --plan resurgam.toml\nresurgam up --plan resurgam.toml\nresurgam status --plan resurgam.toml\n```".to_owned(),
+        // Nothing has failed, so that nobody begins it but a person.
+        Scenario::Failback => "To see what it would do now, to order it, and to follow it:\n\n```sh\nresurgam failback --dry-run\nresurgam failback\nresurgam incident watch\n```".to_owned(),
         scenario => format!(
             "The controller (`resurgam up`) does all of this by itself. To see what it would do now, to order it, and to follow it:\n\n```sh\nresurgam recover {scenario} --dry-run\nresurgam recover {scenario}\nresurgam incident watch\n```"
         ),
@@ -99,6 +101,9 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "Nothing fails: the primary works. Commits had waited for some seconds, where they wait for a standby.",
             "`resurgam status` says that a failover would lose what no standby has yet; pg_stat_replication on the primary lacks a row.",
             "Its log grows on the primary's disk, for the replication slot of the standby holds it back.",
+        ],
+        Scenario::Failback => &[
+            "Nothing fails. After a failover `resurgam status` shows another primary than postgres.preferred in the plan.",
         ],
         Scenario::PoolExhaustion => &[
             "Clients are refused: `FATAL: sorry, too many clients already`, or `remaining connection slots are reserved`.",

@@ -2,9 +2,9 @@
 
 use resurgam_deployment::postgres::wire::ServerState;
 use resurgam_deployment::{ComponentKind, RunState};
-use resurgam_model::Scenario;
 use resurgam_model::bus::BusKind;
 use resurgam_model::plan::{Ask, Endable, Plan};
+use resurgam_model::{ComponentName, Scenario};
 use serde::Serialize;
 
 use crate::brokers::bus_of;
@@ -51,7 +51,8 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
             | Scenario::PostgresRestore
             | Scenario::DatabaseCorruption
             | Scenario::PoolExhaustion
-            | Scenario::PostgresStandby,
+            | Scenario::PostgresStandby
+            | Scenario::Failback,
             None,
         ) => {
             let summary =
@@ -62,6 +63,7 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
         (Scenario::PostgresRestore, Some(postgres)) => restore(postgres, plan),
         (Scenario::DatabaseCorruption, Some(postgres)) => damaged(postgres, plan),
         (Scenario::PostgresStandby, Some(postgres)) => standby(postgres, status),
+        (Scenario::Failback, Some(postgres)) => handover(postgres, &plan.postgres.preferred),
         (Scenario::PoolExhaustion, Some(postgres)) => connections(postgres, plan),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
@@ -111,7 +113,7 @@ fn database(postgres: &Postgres, plan: &Plan) -> Parts {
     };
     let objective = plan.objectives(Scenario::PostgresPrimary).rpo;
     let vaults = !plan.backup.vaults.is_empty();
-    let state = |name: &resurgam_model::ComponentName| {
+    let state = |name: &ComponentName| {
         let instance = postgres.instances.iter().find(|instance| instance.name == *name);
         instance.and_then(|instance| instance.observed.as_ref()).map(|seen| &seen.state)
     };
@@ -287,6 +289,52 @@ fn damaged(postgres: &Postgres, plan: &Plan) -> Parts {
     (!alone || vaults, summary.to_owned(), loss.to_owned(), would)
 }
 
+/// The way back, or to another instance, while all is well.
+fn handover(postgres: &Postgres, successor: &ComponentName) -> Parts {
+    let nothing = "nothing: only who has every acknowledged write is handed to".to_owned();
+    let no = |summary: String| (false, summary, "nothing".to_owned(), Vec::new());
+    let Some(primary) = &postgres.primary else {
+        return no("nobody reigns: a recovery is under way, or was refused; see resurgam incident list --open".to_owned());
+    };
+    let Some(instance) = postgres.instances.iter().find(|i| i.name == *successor) else {
+        let names: Vec<_> = postgres.instances.iter().map(|i| i.name.to_string()).collect();
+        return no(format!("there is no instance {successor}; there are {}", names.join(", ")));
+    };
+    if primary == successor {
+        return no(format!("{successor} reigns already"));
+    }
+    let streams = match instance.observed.as_ref().map(|seen| &seen.state) {
+        Some(ServerState::Standby(state)) => state.streaming_from.is_some(),
+        _ => false,
+    };
+    if !streams || instance.heard_ms.is_none_or(|ms| ms > 1000) {
+        return no(format!(
+            "{successor} does not stream from {primary}, so that it cannot take over; see resurgam status"
+        ));
+    }
+    let complete = postgres.complete.as_ref() == Some(successor);
+    let catch_up = match complete {
+        true => format!("nothing: {successor} has every acknowledged write"),
+        false => format!("have commits wait for {successor} until it has every acknowledged write"),
+    };
+    let would = vec![
+        format!("find that {primary} reigns and {successor} streams from it"),
+        "keep what the keepers said last".to_owned(),
+        catch_up,
+        format!(
+            "take the reign from {primary} (epoch {}) and wait until its server is stopped",
+            postgres.epoch
+        ),
+        format!("choose {successor}; if it is gone by then, {primary} reigns again"),
+        format!("give the reign to {successor}"),
+        format!("lead the service at {} to {}", postgres.service, instance.address),
+        "write a row, read it back, and ask the platform for its readiness".to_owned(),
+        format!("make {primary} a standby of {successor}"),
+        format!("wait until all of {} instances replicate", postgres.instances.len()),
+    ];
+    (true, format!("{primary} hands over to {successor}"), nothing, would)
+}
+
 fn finds(works: bool, primary: &str) -> String {
     if works {
         format!("find that {primary} accepts writes, and stop")
@@ -425,6 +473,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         | Scenario::DatabaseCorruption
         | Scenario::PoolExhaustion
         | Scenario::PostgresStandby
+        | Scenario::Failback
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -98,6 +98,9 @@ pub struct Postgres {
     pub epoch: Epoch,
     /// Who has it.
     pub primary: Option<ComponentName>,
+    /// Who has it when all is well.
+    #[serde(default)]
+    pub preferred: Option<ComponentName>,
     /// Commits wait for this one.
     pub synchronous: Option<ComponentName>,
     /// This one has every acknowledged write: a failover would lose nothing.
@@ -107,6 +110,15 @@ pub struct Postgres {
     pub connections: Option<Connections>,
     /// The instances.
     pub instances: Vec<Instance>,
+}
+
+impl Postgres {
+    /// Who ought to reign, if somebody else does.
+    #[must_use]
+    pub fn away_from(&self) -> Option<&ComponentName> {
+        let primary = self.primary.as_ref()?;
+        self.preferred.as_ref().filter(|preferred| *preferred != primary)
+    }
 }
 
 /// One instance.
@@ -185,6 +197,7 @@ impl Controller {
             pool: self.pool.borrow().clone(),
             postgres: self.parts.postgres.as_ref().map(|(a, _, service)| Postgres {
                 connections: self.connections.borrow().clone(),
+                preferred: Some(self.parts.plan.postgres.preferred.clone()),
                 ..postgres_status(a, *service)
             }),
             bus: self.buses(),
@@ -249,6 +262,7 @@ fn postgres_status(authority: &Authority, service: SocketAddr) -> Postgres {
         service,
         epoch: view.state.epoch,
         primary: view.state.primary,
+        preferred: None,
         synchronous: view.state.synchronous,
         complete: view.state.complete,
         connections: None,

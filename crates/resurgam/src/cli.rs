@@ -51,6 +51,7 @@ pub(crate) enum Command {
     /// Let a step that waits for a person not be taken: the recovery is refused then.
     Reject(commands::incident::DecideArgs),
     Recover(commands::recover::RecoverArgs),
+    Failback(commands::failback::FailbackArgs),
     Restart(commands::recover::RestartArgs),
     Scale(commands::recover::ScaleArgs),
     Logs(commands::recover::LogsArgs),

@@ -74,6 +74,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Approve(args) => commands::incident::decide(&args, true),
         Command::Reject(args) => commands::incident::decide(&args, false),
         Command::Recover(args) => commands::recover::run(args).await,
+        Command::Failback(args) => commands::failback::run(args).await,
         Command::Restart(args) => commands::recover::restart(args).await,
         Command::Scale(args) => commands::recover::scale(args).await,
         Command::Logs(args) => commands::recover::logs(&args),

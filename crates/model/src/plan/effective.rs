@@ -361,6 +361,17 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
     if plan.postgres.standbys > 8 {
         return Err(value_error("postgres.standbys", "must be from 0 to 8"));
     }
+    let mut instances = plan.postgres.instances();
+    if plan.store.kind == StoreKind::Postgres && !instances.any(|n| n == plan.postgres.preferred) {
+        let last = crate::ComponentName::instance(plan.postgres.standbys);
+        return Err(value_error(
+            "postgres.preferred",
+            format!(
+                "is {}; with postgres.standbys = {} there are postgres-0 to {last}",
+                plan.postgres.preferred, plan.postgres.standbys
+            ),
+        ));
+    }
     for (key, value, min) in [
         ("workers.lease", plan.workers.lease, Duration::from_millis(100)),
         ("workers.drain_within", plan.workers.drain_within, Duration::from_secs(1)),

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::access::AccessMode;
-use crate::{Capability, Duration, Objectives, Scenario};
+use crate::{Capability, ComponentName, Duration, Objectives, Scenario};
 
 /// The whole plan. Every part has a default: without a file this is the embedded plan, which
 /// needs nothing but this program.
@@ -70,7 +70,9 @@ impl Plan {
     pub fn has(&self, scenario: Scenario) -> bool {
         let database = self.store.kind == StoreKind::Postgres;
         match scenario {
-            Scenario::PostgresStandby => database && self.postgres.standbys > 0,
+            Scenario::PostgresStandby | Scenario::Failback => {
+                database && self.postgres.standbys > 0
+            }
             Scenario::KafkaBroker | Scenario::KafkaCluster => {
                 self.bus.order.contains(&BusKind::Kafka)
             }
@@ -274,11 +276,20 @@ pub struct Postgres {
     /// How long commits may wait for a synchronous standby that is gone, or gets no further, before
     /// the primary goes on alone. Until redundancy is back no failover without loss is possible.
     pub degrade_after: Duration,
+    /// Which instance is to be the primary when all is well: `resurgam failback` hands over to it.
+    pub preferred: ComponentName,
     /// What is done when its connections run out.
     pub connections: Connections,
     /// `shared_buffers` and other settings, as in `postgresql.conf`. Settings on which
     /// replication and fencing rest are refused.
     pub settings: BTreeMap<String, String>,
+}
+
+impl Postgres {
+    /// The names of the instances.
+    pub fn instances(&self) -> impl Iterator<Item = ComponentName> {
+        (0..=self.standbys).map(ComponentName::instance)
+    }
 }
 
 impl Default for Postgres {
@@ -289,6 +300,7 @@ impl Default for Postgres {
             bin_dir: None,
             lease: Duration::from_secs(3),
             degrade_after: Duration::from_secs(5),
+            preferred: ComponentName::instance(0),
             connections: Connections::default(),
             settings: BTreeMap::new(),
         }

@@ -39,6 +39,7 @@ impl FaultKind {
         match scenario {
             Scenario::DatabaseCorruption => "damage",
             Scenario::PoolExhaustion => "leak",
+            Scenario::Failback => "order",
             _ => self.as_str(),
         }
     }

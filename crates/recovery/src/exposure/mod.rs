@@ -123,7 +123,9 @@ pub struct Facts<'a> {
 /// Of each scenario that the plan has something for, the worst first.
 #[must_use]
 pub fn exposure(facts: &Facts<'_>) -> Vec<Exposure> {
-    let concerned = Scenario::ALL.into_iter().filter(|scenario| facts.plan.has(*scenario));
+    let concerned = Scenario::ALL
+        .into_iter()
+        .filter(|scenario| facts.plan.has(*scenario) && !scenario.is_planned());
     concerned.map(|scenario| of(facts, scenario)).collect()
 }
 
@@ -163,6 +165,7 @@ pub fn loses_nothing(scenario: Scenario) -> Option<&'static str> {
             Some("what is not delivered is in the store")
         }
         Scenario::PostgresStandby => Some("the primary has everything"),
+        Scenario::Failback => Some("only who has everything is handed to"),
         Scenario::PoolExhaustion => {
             Some("what an ended connection had not committed was not acknowledged")
         }

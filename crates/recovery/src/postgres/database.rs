@@ -57,6 +57,8 @@ pub enum Aim {
     FromVault,
     /// Pages of the primary are damaged: its data must not reign again.
     Damaged,
+    /// All is well, and a person wants another instance to reign.
+    Handover,
 }
 
 impl Database {

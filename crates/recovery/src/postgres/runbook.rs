@@ -15,6 +15,7 @@ use super::choosing::{Choose, DAMAGED, Restore, candidates, from_vault};
 use super::database::{Aim, Database, FRESH, LOOK};
 use super::diagnosis::{SqlSign, Verdict, diagnose};
 use super::fencing::{Proof, prove};
+use super::handover::catch_up;
 use super::outline::{self, OUTLINE};
 use crate::journal::StepRecord;
 use crate::runbook::{Done, Outline, SoFar, Step, Stop};
@@ -136,7 +137,7 @@ async fn confirm(database: &Database, so_far: &SoFar<'_>) -> Result<Done, Stop> 
 }
 
 /// Keeps what is known before anything is changed.
-struct Evidence(Database);
+pub(super) struct Evidence(pub(super) Database);
 
 #[async_trait]
 impl Step for Evidence {
@@ -171,7 +172,7 @@ impl Step for Evidence {
 
 /// Takes the reign away, cuts the clients off, and makes sure that the former primary cannot
 /// accept a write.
-struct Fence(Database);
+pub(super) struct Fence(pub(super) Database);
 
 #[async_trait]
 impl Step for Fence {
@@ -190,7 +191,11 @@ impl Step for Fence {
         if database.aim != Aim::Lost && database.loss_is_recovered(so_far.incident.id)? {
             return Err(Stop::Retry("the loss of the primary is being recovered from".to_owned()));
         }
-        if so_far.waited && database.authority.view().state.primary.as_ref() == Some(&former) {
+        if database.aim == Aim::Handover {
+            // People may have taken their time, in which the successor may have fallen behind.
+            catch_up(database, &former, &so_far.incident.component).await?;
+        } else if so_far.waited && database.authority.view().state.primary.as_ref() == Some(&former)
+        {
             // People take their time, in which it may have come back.
             let patience = database.authority.lease() * 2 + Duration::from_secs(10);
             tokio::time::timeout(patience, confirm(database, so_far)).await.map_err(|_| {
@@ -198,7 +203,10 @@ impl Step for Fence {
             })??;
         }
         let state = database.authority.change(|state| {
-            if state.primary.as_ref() == Some(&former) {
+            // In order nobody is handed to who might lack something.
+            let fits = database.aim != Aim::Handover
+                || state.complete.as_ref() == Some(&so_far.incident.component);
+            if state.primary.as_ref() == Some(&former) && fits {
                 state.primary = None;
                 state.former = Some(former.clone());
                 state.stopped = Some(former.clone());
@@ -206,6 +214,12 @@ impl Step for Fence {
             }
         })?;
         let epoch = state.epoch;
+        if database.aim == Aim::Handover && state.primary.as_ref() == Some(&former) {
+            return Err(Stop::Retry(format!(
+                "{} lacks something by now",
+                so_far.incident.component
+            )));
+        }
         if state.primary.is_some() {
             // A later step has been here, before the controller died.
             return Ok(Done::skipped("a successor reigns").with(json!({ "epoch": epoch })));
@@ -227,7 +241,7 @@ impl Step for Fence {
 }
 
 /// Gives the reign to the chosen one.
-struct Promote(Database);
+pub(super) struct Promote(pub(super) Database);
 
 #[async_trait]
 impl Step for Promote {
@@ -271,7 +285,7 @@ impl Step for Promote {
 }
 
 /// Leads every client to the new primary.
-struct Reroute(Database);
+pub(super) struct Reroute(pub(super) Database);
 
 #[async_trait]
 impl Step for Reroute {
@@ -292,7 +306,7 @@ impl Step for Reroute {
 }
 
 /// Writes as a client does, and asks the platform itself.
-struct Verify(Database);
+pub(super) struct Verify(pub(super) Database);
 
 #[async_trait]
 impl Step for Verify {
@@ -326,7 +340,7 @@ impl Step for Verify {
 }
 
 /// Makes the former primary a standby of the new one.
-struct Rebuild(Database);
+pub(super) struct Rebuild(pub(super) Database);
 
 #[async_trait]
 impl Step for Rebuild {
@@ -399,7 +413,7 @@ impl Step for Rebuild {
 }
 
 /// Makes sure that the next loss would be as harmless.
-struct Redundancy(Database);
+pub(super) struct Redundancy(pub(super) Database);
 
 #[async_trait]
 impl Step for Redundancy {

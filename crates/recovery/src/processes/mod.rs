@@ -69,6 +69,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         | Scenario::DatabaseCorruption
         | Scenario::PoolExhaustion
         | Scenario::PostgresStandby
+        | Scenario::Failback
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

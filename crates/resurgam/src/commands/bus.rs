@@ -81,15 +81,23 @@ pub(crate) async fn run(args: BusArgs) -> Result<u8, Failure> {
             let client = order.api.client()?;
             client.switch_bus(&BusSwitch { to, reason: order.reason.clone() }).await?;
             let there = |status: &BusStatus| active(status) == Some(to);
-            wait(&client, &order, there, &format!("messages take {to}")).await
+            wait(&client, order.within, there, &format!("messages take {to}")).await
         }
         BusCommand::Return(order) => {
-            let client = order.api.client()?;
-            client.return_bus(&BusReturn { reason: order.reason.clone() }).await?;
-            let there = |status: &BusStatus| status.wish.is_none();
-            wait(&client, &order, there, "messages take the order of the plan").await
+            take_back(&order.api.client()?, order.reason.clone(), order.within).await
         }
     }
+}
+
+/// Has messages take the order of the plan again, and waits for it.
+pub(super) async fn take_back(
+    client: &Client,
+    reason: Option<String>,
+    within: Duration,
+) -> Result<u8, Failure> {
+    client.return_bus(&BusReturn { reason }).await?;
+    let there = |status: &BusStatus| status.wish.is_none();
+    wait(client, within, there, "messages take the order of the plan").await
 }
 
 fn active(status: &BusStatus) -> Option<BusKind> {
@@ -101,15 +109,15 @@ fn active(status: &BusStatus) -> Option<BusKind> {
 
 async fn wait(
     client: &Client,
-    order: &OrderArgs,
+    within: Duration,
     there: impl Fn(&BusStatus) -> bool,
     what: &str,
 ) -> Result<u8, Failure> {
-    if order.within == Duration::default() {
+    if within == Duration::default() {
         output::note("ordered; see: resurgam bus status");
         return Ok(code::OK);
     }
-    let until = Instant::now() + order.within.0;
+    let until = Instant::now() + within.0;
     loop {
         let status = client.bus().await?;
         if there(&status) {
@@ -128,8 +136,7 @@ async fn wait(
                     .join("; "),
             };
             return Err(Failure::new(format!(
-                "ordered, but not so within {}; the order stands. {why}",
-                order.within
+                "ordered, but not so within {within}; the order stands. {why}"
             )));
         }
         tokio::time::sleep(LOOK).await;

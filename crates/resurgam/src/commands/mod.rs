@@ -10,6 +10,7 @@ pub(crate) mod bus;
 pub(crate) mod campaign;
 pub(crate) mod demo;
 pub(crate) mod drill;
+pub(crate) mod failback;
 pub(crate) mod ground;
 pub(crate) mod incident;
 pub(crate) mod instance;

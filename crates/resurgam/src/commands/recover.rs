@@ -133,18 +133,32 @@ pub(crate) async fn run(args: RecoverArgs) -> Result<u8, Failure> {
     if args.no_wait {
         return Ok(code::OK);
     }
-    // The order has opened it, or it was open before.
-    let about = match (args.resume, args.scenario) {
-        (Some(incident), _) => Some(incident),
-        (None, Some(scenario)) => {
-            let last = opened.journal.incidents(RECENT)?;
-            last.into_iter().find(|incident| incident.scenario == scenario).map(|last| last.id)
-        }
-        (None, None) => None,
+    let id = match (args.resume, args.scenario) {
+        (Some(incident), _) => incident,
+        (None, Some(scenario)) => opened_by(&opened, number, scenario)?,
+        (None, None) => return Err(Failure::usage("name a scenario, or --resume INCIDENT")),
     };
-    let id =
-        about.ok_or_else(|| Failure::new("the order was taken, but no incident came of it"))?;
     follow(&opened, number, id).await
+}
+
+/// The incident that an order to recover has opened, or that was open before.
+pub(super) fn opened_by(
+    opened: &Opened,
+    number: u64,
+    scenario: Scenario,
+) -> Result<IncidentId, Failure> {
+    let last = opened.journal.incidents(RECENT)?;
+    let last = last.into_iter().find(|incident| incident.scenario == scenario);
+    // One that was over before is not what the order is about.
+    let heard = opened.journal.entries(number.saturating_sub(1), 1, None)?;
+    let since = heard.first().map(|entry| entry.at);
+    last.filter(|last| last.closed_at.is_none_or(|at| since.is_none_or(|since| at >= since)))
+        .map(|last| last.id)
+        .ok_or_else(|| {
+            Failure::refused(
+                "the order was taken, but not begun: another recovery is under way; see: resurgam incident list --open",
+            )
+        })
 }
 
 fn resumed(opened: &Opened, id: IncidentId) -> Result<Order, Failure> {
@@ -171,7 +185,7 @@ fn resumed(opened: &Opened, id: IncidentId) -> Result<Order, Failure> {
 }
 
 /// Writes the order down, and waits until the controller has taken it.
-async fn give(opened: &Opened, order: Order) -> Result<u64, Failure> {
+pub(super) async fn give(opened: &Opened, order: Order) -> Result<u64, Failure> {
     let number = opened.journal.order(&Ordered { by: who(), order }, Timestamp::now())?;
     let until = tokio::time::Instant::now() + TAKEN;
     while opened.journal.open_orders()?.iter().any(|(open, _)| *open <= number) {
@@ -186,7 +200,7 @@ async fn give(opened: &Opened, order: Order) -> Result<u64, Failure> {
 }
 
 /// Prints what happens from an order on, until the incident that it is about is closed.
-async fn follow(opened: &Opened, number: u64, id: IncidentId) -> Result<u8, Failure> {
+pub(super) async fn follow(opened: &Opened, number: u64, id: IncidentId) -> Result<u8, Failure> {
     let about = id.to_string();
     let mut after = number;
     let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
@@ -214,7 +228,7 @@ async fn follow(opened: &Opened, number: u64, id: IncidentId) -> Result<u8, Fail
     }
 }
 
-fn print(planned: &planning::Planned) {
+pub(super) fn print(planned: &planning::Planned) {
     output::data(&planned.summary);
     let mut table = output::table(&["step", "danger", "what would be done now"]);
     for step in &planned.steps {

@@ -74,6 +74,11 @@ fn print(status: &Status) {
     }
     if let Some(postgres) = &status.postgres {
         print_postgres(postgres);
+        if let Some(preferred) = postgres.away_from() {
+            output::data(&format!(
+                "the plan prefers {preferred} as the primary; to hand over: resurgam failback"
+            ));
+        }
     }
     let now = Timestamp::now();
     for log in &status.log {

@@ -205,8 +205,7 @@ impl Up {
         make_dir(&self.state.join("postgres"), 0o711)?;
         let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut members = BTreeMap::new();
-        for number in 0..=self.plan.postgres.standbys {
-            let name = ComponentName::new(format!("postgres-{number}"))?;
+        for name in self.plan.postgres.instances() {
             members.insert(name.clone(), self.ports.address(host, name.as_str(), 0)?);
         }
         let router = Router::listen(self.ports.address(host, SERVICE, 0)?).await?;

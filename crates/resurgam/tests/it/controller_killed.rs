@@ -15,13 +15,13 @@ use crate::harness::{LONG, Place, Up, all_complete, submit, until};
 const SCENARIO: &str = "postgres-primary";
 
 /// Hands in tasks without pause, whatever happens, and remembers those that were acknowledged.
-struct Load {
+pub(crate) struct Load {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<String>>>,
 }
 
 impl Load {
-    fn start(api: String, round: String) -> Self {
+    pub(crate) fn start(api: String, round: String) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let ending = Arc::clone(&end);
         let thread = std::thread::spawn(move || {
@@ -37,7 +37,7 @@ impl Load {
         Self { end, thread: Some(thread) }
     }
 
-    fn end(mut self) -> Vec<String> {
+    pub(crate) fn end(mut self) -> Vec<String> {
         self.end.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
@@ -55,7 +55,7 @@ fn incidents(up: &Up, place: &Place) -> Vec<String> {
 }
 
 /// The instances that say that they accept writes.
-fn primaries(status: &Value) -> Vec<&str> {
+pub(crate) fn primaries(status: &Value) -> Vec<&str> {
     let instances = status["postgres"]["instances"].as_array().unwrap();
     let primary = |i: &&Value| i["observed"]["state"]["is"] == "primary";
     instances.iter().filter(primary).map(|i| i["name"].as_str().unwrap()).collect()

@@ -96,7 +96,8 @@ fn scenarios_are_listed() {
             "pool-exhaustion",
             "agent-registry",
             "worker-pool",
-            "postgres-standby"
+            "postgres-standby",
+            "failback"
         ]
     );
     for scenario in list.as_array().unwrap() {

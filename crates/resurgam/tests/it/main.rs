@@ -20,6 +20,7 @@ mod controller_killed;
 mod demo;
 mod drill;
 mod exposure;
+mod failback;
 mod full_disk;
 mod harness;
 mod http;

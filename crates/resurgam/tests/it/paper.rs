@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 13] = [
+const SCENARIOS: [&str; 14] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
@@ -19,6 +19,7 @@ const SCENARIOS: [&str; 13] = [
     "agent-registry",
     "worker-pool",
     "postgres-standby",
+    "failback",
 ];
 
 #[test]
