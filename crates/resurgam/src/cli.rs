@@ -112,11 +112,14 @@ pub(crate) struct DemoArgs {
 ///   resurgam drill postgres-primary
 ///   resurgam drill postgres-primary --fault freeze --json
 ///   resurgam drill worker-pool --store postgres
+///   resurgam drill full-cluster --copy --plan resurgam.toml
+///   resurgam drill --calendar --plan resurgam.toml
+///   resurgam drill --abort --plan resurgam.toml
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct DrillArgs {
     /// What to lose; see --list. With --history: only the drills of this scenario.
-    #[arg(required_unless_present_any = ["list", "all", "history", "random"])]
+    #[arg(required_unless_present_any = ["list", "all", "history", "random", "calendar", "abort"])]
     pub(crate) scenario: Option<Scenario>,
     /// Drill every scenario that can be drilled there, one after the other. Exit code 3 when one
     /// of them missed an objective.
@@ -137,6 +140,17 @@ pub(crate) struct DrillArgs {
     /// No round begins after so long, 10m if it is left out; at least one is done.
     #[arg(long = "for", value_name = "DURATION", conflicts_with_all = ["scenario", "all", "list", "history"])]
     pub(crate) lasts: Option<Duration>,
+    /// Drill a copy of the plan's deployment, restored from its last backup into a temporary folder. The
+    /// deployment itself is left alone, and need not allow drills.
+    #[arg(long, requires = "plan", conflicts_with_all = ["list", "history", "keep"])]
+    pub(crate) copy: bool,
+    /// Show the drills that the plan's calendar has: when they were, what came of them, and when they are
+    /// next.
+    #[arg(long, conflicts_with_all = ["scenario", "all", "list", "history", "random", "abort", "fault", "keep", "copy", "asynchronous", "store", "junit"])]
+    pub(crate) calendar: bool,
+    /// End the drill that is under way on the plan's deployment, at once. What it had stopped goes on.
+    #[arg(long, conflicts_with_all = ["scenario", "all", "list", "history", "random", "fault", "keep", "copy", "asynchronous", "store", "junit", "json"])]
+    pub(crate) abort: bool,
     /// Give the deployment that is made Kafka and RabbitMQ as well.
     #[arg(long, conflicts_with = "plan")]
     pub(crate) brokers: bool,

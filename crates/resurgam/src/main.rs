@@ -3,6 +3,7 @@
 mod audit;
 mod backups;
 mod brokers;
+mod calendar;
 mod cli;
 mod commands;
 mod failure;

@@ -357,6 +357,7 @@ fn check(plan: &Plan) -> Result<(), PlanError> {
         }
         channel.check().map_err(|(key, problem)| value_error(&key, problem))?;
     }
+    plan.check_calendar().map_err(|(key, problem)| value_error(&key, problem))?;
     plan.postgres.connections.check().map_err(|(key, problem)| value_error(&key, problem))?;
     if plan.postgres.standbys > 8 {
         return Err(value_error("postgres.standbys", "must be from 0 to 8"));

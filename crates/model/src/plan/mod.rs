@@ -3,6 +3,7 @@
 mod backup;
 mod bucket;
 mod bus;
+mod calendar;
 mod connections;
 mod effective;
 mod notify;
@@ -10,6 +11,7 @@ mod notify;
 pub use backup::{Backup, Retention, Vault};
 pub use bucket::{BadBucketUrl, BucketUrl, Service};
 pub use bus::{BUS_VARIABLE, Bus, BusKind, Kafka, RabbitMq, UnknownBus};
+pub use calendar::{Blackout, CalendarDrill, Place};
 pub use connections::{Connections, Endable};
 pub use effective::{EffectivePlan, Origin, PlanError, Setting, variables};
 pub use notify::{Notify, NotifyKind, Team};
@@ -56,6 +58,10 @@ pub struct Plan {
     pub notify: Vec<Notify>,
     /// Who else may say that something has failed.
     pub alerts: Alerts,
+    /// Drills that the controller begins by itself.
+    pub drills: Vec<CalendarDrill>,
+    /// When no drill begins.
+    pub blackouts: Vec<Blackout>,
 }
 
 impl Plan {

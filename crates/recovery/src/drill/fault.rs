@@ -111,6 +111,29 @@ impl Process {
     }
 }
 
+/// Processes that are, or are about to be, stopped. They go on when this is dropped, also because the
+/// drill was broken off; the last one first: a server before its keeper, which is the worst order.
+#[derive(Debug)]
+pub(crate) struct Frozen(pub(crate) Vec<Process>);
+
+impl Frozen {
+    /// Of a fault, if it stops anything.
+    pub(crate) fn by(kind: FaultKind, victims: &[Process]) -> Self {
+        match kind {
+            FaultKind::Freeze => Self(victims.to_vec()),
+            FaultKind::Kill => Self(Vec::new()),
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for process in self.0.iter().rev() {
+            process.signal(Signal::CONT);
+        }
+    }
+}
+
 /// When the process began, in clock ticks since boot, and its state.
 fn stat(pid: Pid) -> Option<(u64, char)> {
     let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;

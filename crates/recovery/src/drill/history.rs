@@ -1,11 +1,12 @@
 //! What drills have shown: one report on each line of a file beside the journal.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use resurgam_model::report::DrillReport;
 use resurgam_model::{Duration, Scenario};
+
+use super::lines;
 
 /// The file within the state folder.
 const FILE: &str = "drills.jsonl";
@@ -32,17 +33,7 @@ pub fn file(state_dir: &Path) -> PathBuf {
 /// When the file cannot be written. A part of the line may be there then; it is passed over when
 /// the history is read, and the next report begins a line of its own.
 pub fn append(state_dir: &Path, report: &DrillReport) -> io::Result<()> {
-    let path = file(state_dir);
-    let mut line = serde_json::to_string(report)?;
-    line.push('\n');
-    let torn = fs::read(&path).is_ok_and(|text| text.last().is_some_and(|last| *last != b'\n'));
-    if torn {
-        line.insert(0, '\n');
-    }
-    let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-    // One call, so that two drills that end at once do not mix their lines.
-    file.write_all(line.as_bytes())?;
-    file.sync_all()
+    lines::append(&file(state_dir), report)
 }
 
 /// Reads all reports. That there is no file yet is an empty history.
@@ -50,19 +41,8 @@ pub fn append(state_dir: &Path, report: &DrillReport) -> io::Result<()> {
 /// # Errors
 /// When the file is there and cannot be read.
 pub fn read(state_dir: &Path) -> io::Result<History> {
-    let text = match fs::read_to_string(file(state_dir)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(History::default()),
-        Err(error) => return Err(error),
-    };
-    let mut history = History::default();
-    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        match serde_json::from_str(line) {
-            Ok(report) => history.reports.push(report),
-            Err(_) => history.unreadable.push(number),
-        }
-    }
-    Ok(history)
+    let (reports, unreadable) = lines::read(&file(state_dir))?;
+    Ok(History { reports, unreadable })
 }
 
 /// The slowest of so many drills is what is to be expected.
@@ -94,6 +74,8 @@ pub fn slowest(drills: &[DrillReport], scenario: Scenario) -> Slowest {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use resurgam_model::Severity;
     use resurgam_model::report::{DrillResult, Measured};
 

@@ -11,7 +11,7 @@ use resurgam_model::report::{StepReport, StepStatus};
 use resurgam_model::{Scenario, Timestamp};
 
 use super::FaultKind;
-use super::fault::{Process, strike, working_in};
+use super::fault::{Frozen, Process, strike, working_in};
 use super::run::{Drill, Struck};
 use crate::runbook::{Danger, Outline};
 use crate::status::Status;
@@ -109,6 +109,7 @@ impl Drill<'_> {
         }
         self.say(&format!("killing {} instances, and taking their data away", folders.len()));
         let since = Timestamp::now();
+        let _frozen = Frozen::by(FaultKind::Freeze, &victims);
         strike(&victims, FaultKind::Freeze).await?;
         let stamp = since.strftime("%Y%m%dT%H%M%SZ");
         for data in folders {

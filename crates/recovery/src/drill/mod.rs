@@ -12,6 +12,7 @@ pub mod fence;
 pub mod history;
 pub mod leak;
 pub mod ledger;
+pub mod lines;
 pub mod load;
 pub mod lost;
 mod run;

@@ -9,7 +9,7 @@ use resurgam_model::report::{DrillReport, DrillResult, Measured, StepReport, Ste
 use resurgam_model::{AgentId, ComponentName, Scenario, TaskId, Timestamp};
 
 use super::FaultKind;
-use super::fault::{Process, strike, working_in};
+use super::fault::{Frozen, Process, strike, working_in};
 use super::fence::Witness;
 use super::load::Load;
 use super::subject::Subject;
@@ -137,6 +137,7 @@ impl Drill<'_> {
         let process =
             process.ok_or_else(|| Error::Drill(format!("{} does not run", victim.name)))?;
         self.say(&format!("killing {}", victim.name));
+        let _frozen = Frozen(vec![process]);
         if kind == ComponentKind::Worker {
             self.let_it_take_tasks(&victim.name, process).await?;
         }
@@ -172,6 +173,7 @@ impl Drill<'_> {
         }
         let names: Vec<_> = own.iter().take(count).map(|c| c.name.to_string()).collect();
         self.say(&format!("{} {}", fault.as_str(), names.join(", ")));
+        let _frozen = Frozen::by(fault, &victims);
         let since = Timestamp::now();
         strike(&victims, fault).await?;
         let at = Timestamp::now();
@@ -253,6 +255,7 @@ impl Drill<'_> {
         let folder = self.subject.state_dir().join("postgres").join(name.as_str());
         victims.extend(working_in(&folder.join("data")));
         self.say(&format!("{} {name}: {} processes", kind.as_str(), victims.len()));
+        let _frozen = Frozen::by(kind, &victims);
         let since = Timestamp::now();
         strike(&victims, kind).await?;
         let at = Timestamp::now();
@@ -345,6 +348,7 @@ impl Drill<'_> {
         }
         victims.extend(working_in(&data));
         self.say(&format!("{} {primary}: {} processes", kind.as_str(), victims.len()));
+        let frozen = Frozen::by(kind, &victims);
         let since = Timestamp::now();
         strike(&victims, kind).await?;
         let at = Timestamp::now();
@@ -361,11 +365,8 @@ impl Drill<'_> {
         .await?;
         if kind == FaultKind::Freeze {
             self.say("waking the former primary");
-            // The server before its keeper, which is the worst order.
-            for process in victims.iter().rev() {
-                process.signal(rustix::process::Signal::CONT);
-            }
         }
+        drop(frozen);
         self.say("waiting until redundancy is back");
         let detail =
             self.until(&incident, |detail| detail.incident.state != IncidentState::Open).await?;

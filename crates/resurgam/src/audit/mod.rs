@@ -1,6 +1,7 @@
 //! What a plan can keep of what it promises: a pure function of the plan, of what is known of its
 //! vaults, and of what drills have shown.
 
+mod calendar;
 mod database;
 mod vaults;
 
@@ -10,6 +11,8 @@ use resurgam_model::{Duration, Scenario, Severity, Timestamp};
 use resurgam_recovery::drill::history::{recent, slowest};
 use resurgam_recovery::exposure::loses_nothing;
 use serde::Serialize;
+
+use crate::calendar::Entry;
 
 pub(crate) use self::vaults::{LogState, VaultState};
 use self::vaults::{backups, longest_gap};
@@ -80,6 +83,7 @@ pub(crate) fn audit(
     plan: &Plan,
     vaults: &[VaultState],
     drills: &[DrillReport],
+    entries: &[Entry],
     now: Timestamp,
 ) -> Audit {
     let mut findings = Vec::new();
@@ -108,6 +112,7 @@ pub(crate) fn audit(
     if plan.deployment.drills == Drills::Allowed {
         practice(&reach, drills, now, &mut findings);
     }
+    calendar::calendar(plan, entries, &mut findings);
     people(plan, &mut findings);
     findings.sort_by_key(|finding| finding.level);
     Audit { reach, findings }
@@ -311,7 +316,7 @@ mod tests {
     }
 
     fn rules(text: &str, vaults: &[VaultState]) -> Vec<(Level, &'static str)> {
-        let audit = audit(&plan(text), vaults, &[], now());
+        let audit = audit(&plan(text), vaults, &[], &[], now());
         audit.findings.iter().map(|finding| (finding.level, finding.rule)).collect()
     }
 
@@ -337,7 +342,7 @@ mod tests {
     fn a_schedule_of_six_hours_cannot_keep_an_objective_of_one() {
         let text = format!("[contacts]\non-call = 'x'\n{VAULT}");
         let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
-        let found = audit(&plan(&text), &vault(false, Ok(vec![good.clone()])), &[], now());
+        let found = audit(&plan(&text), &vault(false, Ok(vec![good.clone()])), &[], &[], now());
         assert!(!found.holds());
         let broken = found.findings.first().unwrap();
         assert_eq!(broken.rule, "rpo-out-of-reach");
@@ -349,7 +354,7 @@ mod tests {
 
         let hourly =
             format!("[contacts]\non-call = 'x'\n[backup]\nschedule = '*/30 * * * *'\n{VAULT}");
-        let found = audit(&plan(&hourly), &vault(false, Ok(vec![good])), &[], now());
+        let found = audit(&plan(&hourly), &vault(false, Ok(vec![good])), &[], &[], now());
         assert!(found.holds(), "{:?}", found.findings);
     }
 
@@ -360,7 +365,7 @@ mod tests {
         );
         let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
         let look = |text: &str| {
-            let found = audit(&plan(text), &vault(false, Ok(vec![good.clone()])), &[], now());
+            let found = audit(&plan(text), &vault(false, Ok(vec![good.clone()])), &[], &[], now());
             let of = |scenario| {
                 let reach = found.reach.iter().find(|reach| reach.scenario == scenario);
                 reach.unwrap().rpo_reach
@@ -386,7 +391,7 @@ mod tests {
     #[test]
     fn without_standby_or_vault_a_lost_primary_is_the_end() {
         let text = "[store]\nkind = 'postgres'\n[postgres]\nstandbys = 0\n";
-        let broken: Vec<_> = audit(&plan(text), &[], &[], now())
+        let broken: Vec<_> = audit(&plan(text), &[], &[], &[], now())
             .findings
             .into_iter()
             .filter(|finding| finding.level == Level::Broken)
@@ -407,7 +412,7 @@ mod tests {
                 "[store]\nkind = 'postgres'\n[postgres]\nsynchronous = {synchronous}\n[objectives.full-cluster]\nrto = '1h'\nrpo = '24h'\n{VAULT}"
             );
             let good = backup("2026-11-25T11:00:00Z", Proof::Verified(now()));
-            let found = audit(&plan(&text), &vault(false, Ok(vec![good])), &[], now());
+            let found = audit(&plan(&text), &vault(false, Ok(vec![good])), &[], &[], now());
             let broken = found.findings.iter().filter(|f| f.level == Level::Broken);
             let scenarios: Vec<_> = broken.filter_map(|f| f.problem.split(' ').next()).collect();
             assert_eq!(scenarios, wanted, "{:?}", found.findings);
@@ -469,7 +474,7 @@ mod tests {
     fn what_drills_have_shown_is_set_beside_the_objectives() {
         let text = "[deployment]\ndrills = 'allowed'\n";
         let look = |drills: &[DrillReport]| {
-            let found = audit(&plan(text), &[], drills, now());
+            let found = audit(&plan(text), &[], drills, &[], now());
             let api = found.reach.iter().find(|r| r.scenario == Scenario::Api).unwrap().clone();
             let about = |f: &&Finding| f.problem.contains("api") || f.rule == "not-drilled";
             let rules: Vec<_> = found.findings.iter().filter(about).map(|f| f.rule).collect();
@@ -493,6 +498,6 @@ mod tests {
         assert!(rules.contains(&"drill-overdue"), "{rules:?}");
 
         let missed = drill("2026-11-25T11:00:00Z", Some(400_000), 0);
-        assert!(!audit(&plan(text), &[], &[missed], now()).holds());
+        assert!(!audit(&plan(text), &[], &[missed], &[], now()).holds());
     }
 }

@@ -14,6 +14,7 @@ use super::drill::wrapped;
 use super::status::word_of;
 use crate::audit::{LogState, VaultState, audit};
 use crate::backups::{blocking, open};
+use crate::calendar;
 use crate::failure::{Failure, code};
 use crate::output;
 use crate::plan::Loaded;
@@ -67,7 +68,8 @@ pub(crate) async fn run(args: AuditArgs) -> Result<u8, Failure> {
     let drills = history::read(&state_dir).map_err(|error| {
         Failure::new(format!("cannot read {}: {error}", history::file(&state_dir).display()))
     })?;
-    let found = audit(loaded.plan(), &vaults, &drills.reports, Timestamp::now());
+    let entries = calendar::entries(&state_dir)?;
+    let found = audit(loaded.plan(), &vaults, &drills.reports, &entries, Timestamp::now());
     let exit = if found.holds() { code::OK } else { code::MISSED };
     if args.json {
         output::json(&found)?;

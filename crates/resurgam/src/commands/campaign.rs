@@ -11,6 +11,7 @@ use super::status::word_of;
 use crate::cli::DrillArgs;
 use crate::failure::{Failure, code};
 use crate::output::{self, Progress};
+use crate::plan::Loaded;
 use crate::shutdown;
 
 /// How long faults strike when nobody says.
@@ -21,15 +22,17 @@ pub(crate) async fn run(args: &DrillArgs) -> Result<u8, Failure> {
         Some(seed) => seed,
         None => u64::try_from(resurgam_model::Timestamp::now().as_second()).unwrap_or_default(),
     };
+    let progress = Progress::new(args.json);
     let ground = match &args.plan {
         Some(file) => {
-            let ground = Ground::of_plan(file)?;
-            promises_everything(ground.plan())?;
-            ground
+            promises_everything(Loaded::read(Some(file))?.plan())?;
+            match args.copy {
+                true => Ground::copy_of(file, &progress).await?,
+                false => Ground::of_plan(file)?,
+            }
         }
         None => Ground::temporary(&temporary_plan(args)?)?,
     };
-    let progress = Progress::new(args.json);
     progress.say(&format!("starting a deployment; the seed is {seed}"));
     let outcome = tokio::select! {
         outcome = on(&ground, args, seed, &progress) => outcome,

@@ -11,9 +11,9 @@ use resurgam_recovery::drill::load::{Load, Shape};
 use resurgam_recovery::drill::{Drill, FaultKind, history};
 use serde_json::json;
 
-use super::campaign;
-use super::ground::{Ground, Makeshift};
+use super::ground::{self, Ground, Makeshift, Turn};
 use super::status::word_of;
+use super::{calendar, campaign};
 use crate::cli::DrillArgs;
 use crate::failure::{Failure, code};
 use crate::junit;
@@ -28,6 +28,16 @@ pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
     if args.history {
         return history(&args);
     }
+    if args.abort {
+        return ground::abort(&Loaded::read(args.plan.as_deref())?).await;
+    }
+    if args.calendar {
+        return calendar::show(args.plan.as_deref(), args.json);
+    }
+    let _turn = match &args.plan {
+        Some(file) => Some(Turn::take(&Loaded::read(Some(file))?)?),
+        None => None,
+    };
     if args.random {
         return campaign::run(&args).await;
     }
@@ -99,6 +109,9 @@ fn all_of(args: &DrillArgs) -> Result<Vec<Scenario>, Failure> {
     let mut fit = Vec::new();
     for scenario in Scenario::ALL {
         let unfit = match &args.plan {
+            // A copy has whatever the plan has, and may be ended like any other temporary one.
+            Some(file) if args.copy => Loaded::read(Some(file))
+                .and_then(|loaded| ground::fits_plan(loaded.plan(), file, scenario)),
             Some(file) => Ground::of_plan(file).and_then(|ground| ground.fits(scenario)),
             None => temporary_plan(args, scenario).map(drop),
         };
@@ -120,17 +133,25 @@ async fn on_ground(
     progress: &Progress,
     shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<DrillReport, Failure> {
+    let mut shutdown = shutdown;
     let ground = match &args.plan {
+        Some(file) if args.copy => tokio::select! {
+            ground = Ground::copy_of(file, progress) => ground?,
+            () = shutdown.as_mut() => return Err(Failure::interrupted()),
+        },
         Some(file) => Ground::of_plan(file)?,
         None => Ground::temporary(&temporary_plan(args, scenario)?)?,
     };
     ground.fits(scenario)?;
     let before = ground.history()?;
     progress.say("starting a deployment");
-    let outcome = tokio::select! {
+    let mut outcome = tokio::select! {
         outcome = one(&ground, scenario, args, progress) => outcome,
         () = shutdown => Err(Failure::interrupted()),
     };
+    if let (Ok(report), true) = (&mut outcome, args.copy) {
+        report.deployment.push_str(" (copy)");
+    }
     progress.clear();
     if let Some(before) = &before {
         ground.remember(before, outcome.as_ref().ok())?;

@@ -7,6 +7,7 @@ pub(crate) mod audit;
 pub(crate) mod audit_log;
 pub(crate) mod backup;
 pub(crate) mod bus;
+pub(crate) mod calendar;
 pub(crate) mod campaign;
 pub(crate) mod demo;
 pub(crate) mod drill;

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use super::access::INTERNAL;
 use super::api::TOKEN as TOKEN_VARIABLE;
 use crate::backups::base;
+use crate::calendar::Calendar;
 use crate::cli::UpArgs;
 use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
@@ -103,6 +104,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
     let backing_up = backups::schedule(&loaded, up.client(&up.api_url)?, &standings);
     let shipping = shipping::ship_log(&loaded, &standings);
     let looking = vaults::watch(&loaded, &vaults);
+    let calendar = Calendar::new(&loaded, Arc::clone(&controller), up.spawner.clone())?;
     let serving =
         server::serve(up.listener, Arc::clone(&controller), up.token, std::future::pending());
     let outcome = tokio::select! {
@@ -111,10 +113,12 @@ pub(crate) async fn run(args: UpArgs) -> Result<u8, Failure> {
         () = backing_up => Ok(()),
         () = shipping => Ok(()),
         () = looking => Ok(()),
+        () = calendar.run() => Ok(()),
         () = shutdown => Ok(()),
     };
     // Nothing is recovered any more, so what ends now ends on purpose.
     output::note("ending");
+    calendar.end().await;
     let _ = fs::remove_file(&address_file);
     up.deployment.shutdown().await;
     outcome?;

@@ -14,6 +14,7 @@ mod backup;
 mod bad_input;
 mod buckets;
 mod bus;
+mod calendar;
 mod commands;
 mod connections;
 mod controller_killed;

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use resurgam_deployment::ComponentKind;
 use resurgam_model::ComponentName;
-use rustix::process::Signal;
 use tokio::task::JoinSet;
 
 use super::dice::{How, Strike, Target};
 use crate::Result;
 use crate::drill::FaultKind;
-use crate::drill::fault::{Process, strike, working_in};
+use crate::drill::fault::{Frozen, Process, strike, working_in};
 use crate::drill::subject::Subject;
 use crate::status::Status;
 
@@ -46,19 +45,6 @@ impl Cast {
     fn all_of(&self, kind: ComponentKind) -> Vec<(ComponentName, Process)> {
         let of = self.components.iter().filter(|(_, k, _)| *k == kind);
         of.map(|(name, _, process)| (name.clone(), *process)).collect()
-    }
-}
-
-/// Processes that are stopped. They go on when this is dropped, the last one first: a server before
-/// its keeper, which is the worst order.
-#[derive(Debug)]
-struct Frozen(Vec<Process>);
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        for process in self.0.iter().rev() {
-            process.signal(Signal::CONT);
-        }
     }
 }
 

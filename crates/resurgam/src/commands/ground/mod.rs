@@ -1,13 +1,16 @@
-//! Where drills take place: a temporary deployment, or one that somebody has.
+//! Where drills take place: a temporary deployment, one that somebody has, or a copy of that.
+
+mod copy;
+mod turn;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use resurgam_deployment::brokers::{KafkaPrograms, RabbitPrograms};
-use resurgam_model::Scenario;
 use resurgam_model::bus::BusKind;
 use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind, variables};
 use resurgam_model::report::DrillReport;
+use resurgam_model::{Scenario, Timestamp};
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::drill::{Subject, history};
 use tempfile::TempDir;
@@ -16,30 +19,32 @@ use crate::failure::Failure;
 use crate::output;
 use crate::plan::Loaded;
 
+/// The file with the password of the vault in a temporary folder.
+const PASSWORD: &str = "vault-password";
+/// That vault, in words of a plan.
+const VAULT: &str = "name = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n";
+
+pub(crate) use self::turn::{Turn, abort};
+
 /// Where a drill takes place.
 pub(crate) struct Ground {
     plan: Plan,
     plan_file: PathBuf,
     state_dir: PathBuf,
     temporary: Option<TempDir>,
+    /// The state folder of the deployment that it is a copy of.
+    of: Option<PathBuf>,
 }
 
 impl Ground {
     /// A temporary folder with a plan in it.
     pub(crate) fn temporary(plan_text: &str) -> Result<Self, Failure> {
-        let dir = tempfile::Builder::new().prefix("resurgam-").tempdir()?;
-        // PostgreSQL runs as another user when we are root.
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
+        let dir = folder()?;
         let plan_file = dir.path().join("resurgam.toml");
         std::fs::write(&plan_file, plan_text)?;
-        // For a vault in it, if it has one.
-        let password = dir.path().join("vault-password");
-        std::fs::write(&password, "")?;
-        std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::write(&password, uuid::Uuid::new_v4().simple().to_string())?;
         let plan = EffectivePlan::resolve(Some(plan_text), |_| None)?.plan;
         let state_dir = dir.path().join(&plan.deployment.state_dir);
-        Ok(Self { plan, plan_file, state_dir, temporary: Some(dir) })
+        Ok(Self { plan, plan_file, state_dir, temporary: Some(dir), of: None })
     }
 
     /// The deployment of somebody's plan, if that allows drills.
@@ -58,52 +63,42 @@ impl Ground {
                 "a drill's load needs workers with the built-in sha256; drill without --plan, or with a plan that has them",
             ));
         }
+        open_to_drills(&plan)?;
         let state_dir = loaded.state_dir();
         let plan_file = loaded.file.unwrap_or_else(|| file.to_owned());
-        Ok(Self { plan, plan_file, state_dir, temporary: None })
+        Ok(Self { plan, plan_file, state_dir, temporary: None, of: None })
     }
 
     /// Whether this scenario can be drilled on it.
     pub(crate) fn fits(&self, scenario: Scenario) -> Result<(), Failure> {
-        let (plan, file) = (&self.plan, &self.plan_file);
-        if scenario.is_of_postgres() && plan.store.kind != StoreKind::Postgres {
-            return Err(Failure::usage(format!(
-                "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
-                file.display()
-            )));
-        }
-        fits_brokers(plan, scenario)?;
-        let restores = matches!(
-            scenario,
-            Scenario::FullCluster | Scenario::PostgresRestore | Scenario::DatabaseCorruption
-        );
-        if restores && plan.backup.vaults.is_empty() {
-            return Err(Failure::usage(format!(
-                "the plan {} has no vault; {scenario} restores from one, so add it under [[backup.vaults]]",
-                file.display()
-            )));
-        }
+        fits_plan(&self.plan, &self.plan_file, scenario)?;
         if matches!(scenario, Scenario::FullStop | Scenario::FullCluster)
             && Address::read(&self.state_dir).is_some()
         {
             return Err(Failure::refused(format!(
-                "{scenario} would end a deployment that somebody else started, and who alone can start it again; end it first, and the drill starts it itself"
+                "{scenario} would end a deployment that somebody else started, and who alone can start it again; end it first, and the drill starts it itself, or drill a copy with --copy"
             )));
         }
         Ok(())
     }
-
-    /// The history as it is before a drill that may lose it; none of a temporary deployment.
-    pub(crate) fn history(&self) -> Result<Option<Vec<u8>>, Failure> {
-        if self.temporary.is_some() {
-            return Ok(None);
+    /// Whose history it belongs to; none of a temporary deployment that is nobody's copy.
+    fn remembers(&self) -> Option<&Path> {
+        match (&self.of, &self.temporary) {
+            (Some(of), _) => Some(of),
+            (None, Some(_)) => None,
+            (None, None) => Some(&self.state_dir),
         }
-        match std::fs::read(history::file(&self.state_dir)) {
+    }
+
+    /// The history as it is before a drill that may lose it; none where none is kept.
+    pub(crate) fn history(&self) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(state_dir) = self.remembers() else { return Ok(None) };
+        match std::fs::read(history::file(state_dir)) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(Vec::new())),
             Err(error) => Err(Failure::new(format!(
                 "cannot read {}: {error}",
-                history::file(&self.state_dir).display()
+                history::file(state_dir).display()
             ))),
         }
     }
@@ -114,20 +109,16 @@ impl Ground {
         before: &[u8],
         report: Option<&DrillReport>,
     ) -> Result<(), Failure> {
-        let file = history::file(&self.state_dir);
+        let Some(state_dir) = self.remembers() else { return Ok(()) };
+        let file = history::file(state_dir);
         let failed = |error| Failure::new(format!("cannot write {}: {error}", file.display()));
-        if !before.is_empty() && self.state_dir.is_dir() && !file.exists() {
+        if !before.is_empty() && state_dir.is_dir() && !file.exists() {
             std::fs::write(&file, before).map_err(failed)?;
         }
         match report {
-            Some(report) => history::append(&self.state_dir, report).map_err(failed),
+            Some(report) => history::append(state_dir, report).map_err(failed),
             None => Ok(()),
         }
-    }
-
-    /// What it is like.
-    pub(crate) fn plan(&self) -> &Plan {
-        &self.plan
     }
 
     pub(crate) async fn start(&self) -> Result<Subject, Failure> {
@@ -138,7 +129,17 @@ impl Ground {
         };
         let program = std::env::current_exe()?;
         let (plan_file, plan) = (self.plan_file.clone(), self.plan.clone());
-        Ok(Subject::start(program, plan_file, plan, self.state_dir.clone(), env).await?)
+        let subject = Subject::start(program, plan_file, plan, self.state_dir.clone(), env).await?;
+        // What is broken already is not broken further.
+        if !subject.is_own()
+            && let Some(open) = subject.status().await?.incidents.first()
+        {
+            return Err(Failure::refused(format!(
+                "the incident {} ({}) is open there; drill when it is closed: resurgam incident watch {}",
+                open.id, open.scenario, open.id
+            )));
+        }
+        Ok(subject)
     }
 
     /// Ends whatever is left of a deployment of our own, and removes its folder, or says where
@@ -151,6 +152,51 @@ impl Ground {
             return Ok(());
         }
         Ok(dir.close()?)
+    }
+}
+
+/// Whether a deployment of this plan has what the scenario is about.
+pub(crate) fn fits_plan(plan: &Plan, file: &Path, scenario: Scenario) -> Result<(), Failure> {
+    if scenario.is_of_postgres() && plan.store.kind != StoreKind::Postgres {
+        return Err(Failure::usage(format!(
+            "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
+            file.display()
+        )));
+    }
+    fits_brokers(plan, scenario)?;
+    let restores = matches!(
+        scenario,
+        Scenario::FullCluster | Scenario::PostgresRestore | Scenario::DatabaseCorruption
+    );
+    if restores && plan.backup.vaults.is_empty() {
+        return Err(Failure::usage(format!(
+            "the plan {} has no vault; {scenario} restores from one, so add it under [[backup.vaults]]",
+            file.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A temporary folder, with a password for a vault in it.
+fn folder() -> Result<TempDir, Failure> {
+    let dir = tempfile::Builder::new().prefix("resurgam-").tempdir()?;
+    // PostgreSQL runs as another user when we are root.
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
+    let password = dir.path().join(PASSWORD);
+    std::fs::write(&password, "")?;
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::write(&password, uuid::Uuid::new_v4().simple().to_string())?;
+    Ok(dir)
+}
+
+/// No blackout of the plan lasts at this moment.
+fn open_to_drills(plan: &Plan) -> Result<(), Failure> {
+    match plan.blackout(Timestamp::now()) {
+        None => Ok(()),
+        Some((blackout, until)) => Err(Failure::refused(format!(
+            "no drill may begin before {until}: the blackout {} of the plan lasts until then",
+            blackout.name
+        ))),
     }
 }
 
@@ -197,7 +243,7 @@ impl Makeshift {
         }
         let store = if self.postgres { "postgres" } else { "sqlite" };
         Ok(format!(
-            "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\nstandbys = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\nname = \"drill\"\npath = \"vault\"\npassword_file = \"vault-password\"\n{bus}",
+            "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\nstandbys = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\n{VAULT}{bus}",
             self.synchronous, self.standbys,
         ))
     }
