@@ -19,6 +19,18 @@ pub enum Severity {
     P3,
 }
 
+impl Severity {
+    /// The next graver one; P0 itself has none.
+    #[must_use]
+    pub fn graver(self) -> Self {
+        match self {
+            Self::P0 | Self::P1 => Self::P0,
+            Self::P2 => Self::P1,
+            Self::P3 => Self::P2,
+        }
+    }
+}
+
 impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

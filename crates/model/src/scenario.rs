@@ -36,6 +36,8 @@ pub enum Scenario {
     WorkerPool,
     /// The API does not answer.
     Api,
+    /// The controller is gone or hangs, and everything with it; its guard starts it again.
+    Controller,
     /// Every process of the deployment is gone; its data folders are there.
     FullStop,
     /// Everything is gone, the data folders included; only plan, vault and key are left.
@@ -82,12 +84,13 @@ impl Scenario {
     }
 
     /// All of them, the gravest first.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
         Self::DatabaseCorruption,
         Self::FullStop,
+        Self::Controller,
         Self::KafkaCluster,
         Self::KafkaBroker,
         Self::RabbitMq,
@@ -115,6 +118,7 @@ impl Scenario {
             Self::RabbitMq => "rabbitmq",
             Self::WorkerPool => "worker-pool",
             Self::Api => "api",
+            Self::Controller => "controller",
             Self::FullStop => "full-stop",
             Self::FullCluster => "full-cluster",
         }
@@ -154,6 +158,9 @@ impl Scenario {
                 "workers die with tasks in their hands; the tasks return to the queue"
             }
             Self::Api => "the API is gone; callers retry until it is back",
+            Self::Controller => {
+                "the controller is killed or hangs, and all dies with it; its guard starts it again"
+            }
             Self::FullStop => "every process is killed at once; all state comes back from disk",
             Self::FullCluster => {
                 "everything is lost, the data included; it comes back from the last backup"
@@ -169,6 +176,7 @@ impl Scenario {
             | Self::PostgresRestore
             | Self::DatabaseCorruption
             | Self::Api
+            | Self::Controller
             | Self::FullStop
             | Self::FullCluster
             | Self::KafkaBroker
@@ -184,7 +192,7 @@ impl Scenario {
 
     /// The objectives when the plan names no others. PostgreSQL and its connections, the brokers,
     /// registry, worker pool and the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
-    /// the disks whole, nor for the way back, so these three take 5 minutes like the other processes. Where the
+    /// the disks whole, nor for the controller and the way back, so these take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
     #[must_use]
     pub fn default_objectives(&self) -> Objectives {
@@ -207,6 +215,7 @@ impl Scenario {
             | Self::AgentRegistry
             | Self::WorkerPool
             | Self::Api
+            | Self::Controller
             | Self::FullStop
             | Self::Failback => {
                 Objectives { rto: Duration::from_secs(5 * 60), rpo: Duration::from_secs(0) }

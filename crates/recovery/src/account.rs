@@ -29,6 +29,9 @@ pub fn line(entry: &Entry) -> Option<String> {
                 (IncidentState::Open, Some(_)) if incident.closed_at.is_none() => {
                     format!("{about}: the service works again")
                 }
+                (IncidentState::Open, _) if incident.is_raised() => {
+                    format!("{about}: graver than it was")
+                }
                 (IncidentState::Open, _) if incident.round > 0 => {
                     format!(
                         "{about}: the recovery is begun anew, for the {}. time",

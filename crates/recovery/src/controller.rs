@@ -69,6 +69,8 @@ pub struct Parts {
     pub fault: Option<Fault>,
     /// The run before did not end in order.
     pub after_crash: bool,
+    /// How a guard has found the controller before this one, if it has started this one.
+    pub lost: Option<String>,
 }
 
 /// The controller.
@@ -266,6 +268,7 @@ impl Controller {
             self.parts.base.clone(),
             self.channels.clone(),
         ));
+        parts.spawn(Arc::clone(&self).watch_severity());
         parts.spawn(Arc::clone(&self).watch());
         while let Some(ended) = parts.join_next().await {
             match ended {
@@ -287,10 +290,14 @@ impl Controller {
         let mut news = self.authority().map(|authority| authority.news());
         let mut watched = Watched::default();
         if self.parts.after_crash {
+            let (scenario, cause) = match &self.parts.lost {
+                Some(how) => (Scenario::Controller, format!("the controller was lost: {how}")),
+                None => (Scenario::FullStop, "the run before did not end in order".to_owned()),
+            };
             let new = NewIncident {
-                scenario: Scenario::FullStop,
+                scenario,
                 component: self.parts.name.clone(),
-                cause: "the run before did not end in order".to_owned(),
+                cause,
                 first_sign: Timestamp::now(),
             };
             self.parts.journal.open_incident(&new, Timestamp::now())?;
@@ -410,6 +417,9 @@ impl Controller {
         }
         let incident = journal.open_incident(new, Timestamp::now())?;
         if !self.is_running(incident.id) {
+            if let Some(text) = self.considered(new) {
+                journal.add_evidence(incident.id, &text, Timestamp::now())?;
+            }
             tracing::warn!(incident = %incident.id, scenario = %new.scenario, cause = new.cause, "incident");
         }
         Ok(())

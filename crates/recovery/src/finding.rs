@@ -1,15 +1,16 @@
 //! What is wrong with a deployment: one incident for each cause.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use resurgam_deployment::{Component, ComponentKind, RunState};
-use resurgam_model::{ComponentName, Scenario, Timestamp};
+use resurgam_model::{ComponentName, IncidentId, Scenario, Timestamp};
 
 use crate::Result;
 use crate::brokers;
+use crate::causes::sorted;
 use crate::connections::{Seen, account};
-use crate::controller::{Controller, is_of_database};
+use crate::controller::Controller;
 use crate::journal::NewIncident;
 use crate::postgres::{Missing, SERVICE, Verdict, diagnose};
 use crate::processes::subject;
@@ -102,29 +103,15 @@ impl Controller {
             }
             found.extend(self.find_connections().map(|new| (new.scenario, new)));
         }
-        // A full stop under recovery explains the rest, and the loss of a cluster that of a broker.
-        let open = self.parts.journal.open_incidents()?;
-        let is_open = |scenario| open.iter().any(|incident| incident.scenario == scenario);
-        let stopped = is_open(Scenario::FullStop);
-        let cluster = is_open(Scenario::KafkaCluster);
-        // With a database that is being replaced go its connections, and its standby is made anew.
-        let database = open.iter().any(|incident| is_of_database(incident.scenario));
-        Ok(found
-            .into_values()
-            .filter(|new| {
-                let of_database = matches!(
-                    new.scenario,
-                    Scenario::PostgresPrimary | Scenario::DatabaseCorruption
-                );
-                !stopped || of_database
-            })
-            .filter(|new| !cluster || new.scenario != Scenario::KafkaBroker)
-            .filter(|new| {
-                let its =
-                    matches!(new.scenario, Scenario::PoolExhaustion | Scenario::PostgresStandby);
-                !database || !its
-            })
-            .collect())
+        let journal = &self.parts.journal;
+        let (causes, symptoms) = sorted(found.into_values().collect(), &journal.open_incidents()?);
+        for (id, symptom) in symptoms {
+            if watched.symptoms.insert((id, symptom.scenario)) {
+                let text = format!("a symptom: {}: {}", symptom.scenario, symptom.cause);
+                journal.add_evidence(id, &text, Timestamp::now())?;
+            }
+        }
+        Ok(causes)
     }
 
     fn find_brokers(
@@ -211,6 +198,8 @@ pub(crate) struct Watched {
     lives: BTreeMap<ComponentName, Option<u32>>,
     brokers: brokers::Seen,
     standbys: Missing,
+    /// What was noted as a symptom of an incident.
+    symptoms: BTreeSet<(IncidentId, Scenario)>,
 }
 
 impl Watched {

@@ -11,6 +11,7 @@
 pub mod account;
 pub mod alerts;
 pub mod brokers;
+mod causes;
 pub mod connections;
 pub mod controller;
 pub mod drill;
@@ -30,6 +31,7 @@ pub mod restorer;
 pub mod runbook;
 pub mod scaling;
 pub mod server;
+mod severity;
 pub mod status;
 mod upkeep;
 

@@ -69,7 +69,8 @@ fn contacts(text: &mut String, scenario: Scenario, contacts: &Contacts) {
 
 /// Whether the database team is needed for it.
 pub(crate) fn is_for_database_team(scenario: Scenario) -> bool {
-    scenario.is_of_postgres() || matches!(scenario, Scenario::FullStop | Scenario::FullCluster)
+    scenario.is_of_postgres()
+        || matches!(scenario, Scenario::FullStop | Scenario::Controller | Scenario::FullCluster)
 }
 
 fn meaning(severity: Severity) -> &'static str {
@@ -136,6 +137,10 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
         Scenario::FullCluster => &[
             "Nothing answers, no process runs, and the data folders are gone or unreadable.",
             "The machine itself may be gone: then all of this happens on another one.",
+        ],
+        Scenario::Controller => &[
+            "`resurgam status` gets no answer, or says that nothing runs.",
+            "With PostgreSQL nothing is written any more: the primary's lease has ended. With SQLite the platform may work on, without recovery.",
         ],
         Scenario::FullStop => {
             &["Nothing answers, and no process runs; the data folders are there."]

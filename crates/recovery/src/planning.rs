@@ -462,7 +462,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         Scenario::Api => &[ComponentKind::Api],
         Scenario::AgentRegistry => &[ComponentKind::Registry],
         Scenario::WorkerPool => &[ComponentKind::Worker],
-        Scenario::FullStop => &[
+        Scenario::FullStop | Scenario::Controller => &[
             ComponentKind::Registry,
             ComponentKind::Supervisor,
             ComponentKind::Api,

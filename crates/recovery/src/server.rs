@@ -48,6 +48,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let shared = Arc::new(Shared { controller, token });
     let router = Router::new()
+        .route("/health", get(|| async { "ok\n" }))
         .route("/v1/status", get(status))
         .route("/metrics", get(figures))
         .route("/v1/alerts", post(alerted))

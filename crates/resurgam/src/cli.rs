@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Failback(commands::failback::FailbackArgs),
     Restart(commands::recover::RestartArgs),
     Scale(commands::recover::ScaleArgs),
+    Top(commands::top::TopArgs),
     Logs(commands::recover::LogsArgs),
     Audit(commands::audit::AuditArgs),
     Report(commands::report::ReportArgs),
@@ -185,9 +186,13 @@ pub(crate) struct DrillArgs {
 /// Examples:
 ///   resurgam up
 ///   resurgam up --plan resurgam.toml
+///   resurgam up --guard --plan resurgam.toml
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct UpArgs {
+    /// Watch over it from a process that does nothing else, and start it again when it is killed or hangs.
+    #[arg(long)]
+    pub(crate) guard: bool,
     /// The plan; ./resurgam.toml if there is one, else everything is embedded.
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,

@@ -69,6 +69,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Demo(args) => commands::demo::run(args).await,
         Command::Drill(args) => commands::drill::run(args).await,
+        Command::Up(args) if args.guard => commands::guard::run(args.plan.as_deref()).await,
         Command::Up(args) => commands::up::run(args).await,
         Command::Status(args) => commands::status::run(&args).await,
         Command::Incident(args) => commands::incident::run(args).await,
@@ -78,6 +79,7 @@ async fn perform(command: Command) -> Result<u8, Failure> {
         Command::Failback(args) => commands::failback::run(args).await,
         Command::Restart(args) => commands::recover::restart(args).await,
         Command::Scale(args) => commands::recover::scale(args).await,
+        Command::Top(args) => commands::top::run(&args).await,
         Command::Logs(args) => commands::recover::logs(&args),
         Command::Vault(args) => commands::vault::run(args).await,
         Command::Backup(args) => commands::backup::run(args).await,

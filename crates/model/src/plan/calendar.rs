@@ -160,7 +160,7 @@ impl Plan {
                             "breaks this deployment, which is not allowed: set deployment.drills = \"allowed\", or on = \"copy\"",
                         );
                     }
-                    let ends = [Scenario::FullStop, Scenario::FullCluster];
+                    let ends = [Scenario::FullStop, Scenario::Controller, Scenario::FullCluster];
                     if let Some(scenario) = drill.scenarios.iter().find(|s| ends.contains(s)) {
                         return no(
                             ".scenarios",

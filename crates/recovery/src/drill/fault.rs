@@ -54,6 +54,7 @@ impl FaultKind {
                 scenario,
                 Scenario::PostgresPrimary
                     | Scenario::PostgresStandby
+                    | Scenario::Controller
                     | Scenario::KafkaBroker
                     | Scenario::KafkaCluster
                     | Scenario::RabbitMq

@@ -90,6 +90,7 @@ impl Drill<'_> {
             Scenario::Failback => self.failback(&status).await?,
             Scenario::PoolExhaustion => self.pool_exhaustion(&status).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
+            Scenario::Controller => self.controller(kind).await?,
             Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
             Scenario::AgentRegistry => {
@@ -307,6 +308,21 @@ impl Drill<'_> {
         Ok(Struck { at, incident: Some(detail?), split_brain, fence, ..Struck::default() })
     }
 
+    /// Strikes the controller alone. That the rest dies with it, and comes back, is its guard's business.
+    async fn controller(&mut self, kind: FaultKind) -> Result<Struck> {
+        let victim = self.subject.controller();
+        let victim = victim.ok_or_else(|| Error::Drill("no controller runs".to_owned()))?;
+        self.say(&format!("{} the controller", kind.as_str()));
+        let _frozen = Frozen::by(kind, &[victim]);
+        let since = Timestamp::now();
+        strike(&[victim], kind).await?;
+        let at = Timestamp::now();
+        self.say("waiting until its guard has started another one");
+        self.subject.next_controller(RECOVERY).await?;
+        let incident = self.recovery(Scenario::Controller, since).await?;
+        Ok(Struck { at, incident, ..Struck::default() })
+    }
+
     async fn full_stop(&mut self, _: &Status) -> Result<Struck> {
         self.say("killing every process, the controller included");
         let since = Timestamp::now();
@@ -480,7 +496,9 @@ impl Drill<'_> {
             | Scenario::RabbitMq => restored,
             // Who had a connection went on; who had none was let in at this moment.
             Scenario::PoolExhaustion => restored.max(struck.back).filter(|_| restored.is_some()),
-            Scenario::FullStop => restored.max(first_write).filter(|_| restored.is_some()),
+            Scenario::FullStop | Scenario::Controller => {
+                restored.max(first_write).filter(|_| restored.is_some())
+            }
             Scenario::FullCluster => struck.back.max(first_write).filter(|_| struck.back.is_some()),
         };
         let objectives = self.subject.plan().objectives(scenario);

@@ -47,6 +47,14 @@ impl Address {
         let address: Self = serde_json::from_str(&text).ok()?;
         super::fault::Process::find(address.pid).map(|_| address)
     }
+
+    /// Whether a guard starts the controller again when it is lost.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        let parent = parent(self.pid);
+        let arguments = parent.and_then(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
+        arguments.is_some_and(|all| all.split(|byte| *byte == 0).any(|one| one == b"--guard"))
+    }
 }
 
 /// The deployment under drill.
@@ -62,12 +70,13 @@ pub struct Subject {
     api: watch::Sender<Client>,
     http: reqwest::Client,
     env: Vec<(String, String)>,
+    guarded: bool,
 }
 
 impl Subject {
     /// Starts a deployment, or joins one that runs on the same state folder.
     ///
-    /// `env` are additional variables for it.
+    /// `env` are additional variables for it; `guarded` has its controller started again when it is lost.
     ///
     /// # Errors
     /// When it cannot be started or ends at once.
@@ -77,6 +86,7 @@ impl Subject {
         plan: Plan,
         state_dir: PathBuf,
         env: Vec<(String, String)>,
+        guarded: bool,
     ) -> Result<Self> {
         let spawner = Spawner::new().map_err(Error::path("cannot use", "a thread"))?;
         let http = reqwest::Client::builder()
@@ -99,6 +109,7 @@ impl Subject {
             api,
             http,
             env,
+            guarded,
         };
         if running.is_none() {
             subject.up().await?;
@@ -120,6 +131,7 @@ impl Subject {
         let mut command = std::process::Command::new(&self.program);
         command
             .arg("up")
+            .args(self.guarded.then_some("--guard"))
             .arg("--plan")
             .arg(&self.plan_file)
             .envs(self.env.iter().map(|(key, value)| (key, value)))
@@ -140,7 +152,12 @@ impl Subject {
                 )));
             }
             let address = Address::read(&self.state_dir);
-            if let Some(address) = address.filter(|address| Some(address.pid) == child.id()) {
+            // A guard is the parent of the controller.
+            let fits = |address: &Address| {
+                let whose = if self.guarded { parent(address.pid) } else { Some(address.pid) };
+                whose == child.id()
+            };
+            if let Some(address) = address.filter(fits) {
                 self.api.send_replace(client(&address)?);
                 self.address = address;
                 self.child = Some(child);
@@ -181,6 +198,26 @@ impl Subject {
     #[must_use]
     pub fn controller(&self) -> Option<super::fault::Process> {
         super::fault::Process::find(self.address.pid)
+    }
+
+    /// Waits until another controller than before works on it.
+    ///
+    /// # Errors
+    /// When none does within `patience`.
+    pub async fn next_controller(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let address = Address::read(&self.state_dir);
+            if let Some(address) = address.filter(|address| address.pid != self.address.pid) {
+                self.api.send_replace(client(&address)?);
+                self.address = address;
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Timeout("no guard has started another controller".to_owned()));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -378,6 +415,13 @@ impl Subject {
             }
         }
     }
+}
+
+/// The process that has started another one.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn client(address: &Address) -> Result<Client> {

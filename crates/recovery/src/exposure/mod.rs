@@ -169,9 +169,11 @@ pub fn loses_nothing(scenario: Scenario) -> Option<&'static str> {
         Scenario::PoolExhaustion => {
             Some("what an ended connection had not committed was not acknowledged")
         }
-        Scenario::Api | Scenario::AgentRegistry | Scenario::WorkerPool | Scenario::FullStop => {
-            Some("what is acknowledged is on disk")
-        }
+        Scenario::Api
+        | Scenario::AgentRegistry
+        | Scenario::WorkerPool
+        | Scenario::FullStop
+        | Scenario::Controller => Some("what is acknowledged is on disk"),
         Scenario::PostgresPrimary
         | Scenario::PostgresRestore
         | Scenario::DatabaseCorruption

@@ -86,6 +86,14 @@ pub struct Incident {
     pub ask: Option<Ask>,
 }
 
+impl Incident {
+    /// Whether it is graver by now than it was when it was opened.
+    #[must_use]
+    pub fn is_raised(&self) -> bool {
+        self.severity < self.scenario.severity()
+    }
+}
+
 const COLUMNS: &str = "id, scenario, severity, component, cause, state, first_sign, opened_at, restored_at, closed_at, round, ask";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Incident> {
@@ -113,6 +121,9 @@ pub struct Note {
     /// What.
     pub text: String,
 }
+
+/// Who speaks when nobody does.
+const CONTROLLER: &str = "the controller";
 
 /// Enters how the incident is now.
 fn enter(transaction: &Transaction<'_>, id: IncidentId, now: Timestamp) -> rusqlite::Result<()> {
@@ -222,6 +233,32 @@ impl Journal {
         })
     }
 
+    /// Notes that an open incident is graver than was thought, and why. Tells whether that was new.
+    ///
+    /// # Errors
+    /// When the journal fails.
+    pub fn escalate(
+        &self,
+        id: IncidentId,
+        to: Severity,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<bool> {
+        self.write(|transaction| {
+            // The words sort as the grades do: the gravest first.
+            let raised = transaction.execute(
+                "UPDATE incidents SET severity = ?2 WHERE id = ?1 AND state = 'open' AND severity > ?2",
+                params![id.to_string(), to_word(&to)],
+            )?;
+            if raised > 0 {
+                let note = Note { by: CONTROLLER.to_owned(), text: format!("{to} by now: {why}") };
+                append(transaction, now, Kind::Note, &id.to_string(), &note)?;
+                enter(transaction, id, now)?;
+            }
+            Ok(raised > 0)
+        })
+    }
+
     /// Notes that the service works again. The first time counts.
     ///
     /// # Errors
@@ -270,16 +307,19 @@ impl Journal {
     ) -> Result<bool> {
         let first_sign = again.map(|new| millis(new.first_sign));
         let cause = again.map(|new| new.cause.as_str());
+        // How grave it is shows anew.
+        let Some(known) = self.incident(id)? else { return Ok(false) };
+        let severity = to_word(&known.scenario.severity());
         self.write(|transaction| {
             let reopened = transaction.execute(
                 "UPDATE incidents SET state = 'open', closed_at = NULL, restored_at = NULL,
-                     round = round + 1, first_sign = COALESCE(?2, first_sign),
+                     severity = ?4, round = round + 1, first_sign = COALESCE(?2, first_sign),
                      cause = COALESCE(?3, cause)
                  WHERE id = ?1 AND state IN ('failed', 'refused') AND NOT EXISTS (
                      SELECT 1 FROM incidents AS other WHERE other.state = 'open'
                      AND other.scenario = incidents.scenario
                      AND other.component = incidents.component)",
-                params![id.to_string(), first_sign, cause],
+                params![id.to_string(), first_sign, cause, severity],
             )?;
             if reopened > 0 {
                 enter(transaction, id, now)?;

@@ -27,6 +27,8 @@ pub enum What {
     Opened,
     /// Its recovery was begun anew.
     Anew,
+    /// It is graver than it was.
+    Raised,
     /// A step waits for a person.
     Waits {
         /// Which.
@@ -51,6 +53,9 @@ pub(super) fn event(entry: &Entry) -> Option<(IncidentId, What)> {
             let what = match incident.state {
                 IncidentState::Open if at(Some(incident.opened_at)) => What::Opened,
                 IncidentState::Open if at(incident.restored_at) => What::Restored,
+                IncidentState::Open if incident.is_raised() && incident.restored_at.is_none() => {
+                    What::Raised
+                }
                 IncidentState::Open if incident.round > 0 && incident.restored_at.is_none() => {
                     What::Anew
                 }
@@ -97,7 +102,7 @@ pub(super) fn decide(notify: &Notify, event: &Event, waits: bool, now: Timestamp
     let lasted =
         |until: Timestamp| until.as_millisecond() - incident.opened_at.as_millisecond() >= after;
     match &event.what {
-        What::Opened | What::Anew | What::Waits { .. } => {
+        What::Opened | What::Anew | What::Raised | What::Waits { .. } => {
             if now.as_millisecond() - event.at.as_millisecond() < after {
                 return Decision::Wait;
             }
@@ -186,6 +191,8 @@ pub(super) mod tests {
         let mut incident = incident(Scenario::Api);
         assert_eq!(of(&incident, 0), Some(What::Opened));
         assert_eq!(of(&incident, 1), None, "when people are asked was changed");
+        let raised = Incident { severity: Severity::P0, ..self::incident(Scenario::WorkerPool) };
+        assert_eq!(of(&raised, 1), Some(What::Raised));
         incident.restored_at = Some(at(5));
         assert_eq!(of(&incident, 5), Some(What::Restored));
         incident.state = IncidentState::Recovered;

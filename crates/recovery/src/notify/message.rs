@@ -50,6 +50,11 @@ impl Told {
                 format!("the recovery is begun anew, for the {}. time", incident.round + 1),
                 format!("To follow it: resurgam incident show {id}"),
             ),
+            What::Raised => (
+                "raised",
+                format!("graver than it was, {severity} by now"),
+                format!("Why, and to follow it: resurgam incident show {id}"),
+            ),
             What::Waits { step, question } => (
                 "waits",
                 format!("the step {step} WAITS FOR A PERSON"),

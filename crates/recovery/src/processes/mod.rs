@@ -55,7 +55,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         Scenario::Api => (&[ComponentKind::Api], &API),
         Scenario::AgentRegistry => (&[ComponentKind::Registry], &REGISTRY),
         Scenario::WorkerPool => (&[ComponentKind::Worker], &WORKERS),
-        Scenario::FullStop => (
+        Scenario::FullStop | Scenario::Controller => (
             &[
                 ComponentKind::Registry,
                 ComponentKind::Supervisor,

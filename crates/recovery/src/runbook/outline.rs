@@ -38,7 +38,7 @@ pub fn outline(scenario: Scenario) -> &'static [Outline] {
         Scenario::Api => &crate::processes::API,
         Scenario::AgentRegistry => &crate::processes::REGISTRY,
         Scenario::WorkerPool => &crate::processes::WORKERS,
-        Scenario::FullStop => &crate::processes::EVERYTHING,
+        Scenario::FullStop | Scenario::Controller => &crate::processes::EVERYTHING,
         Scenario::FullCluster => &crate::drill::lost::OUTLINE,
     }
 }

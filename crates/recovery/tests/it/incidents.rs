@@ -1,7 +1,7 @@
 //! Incidents, and what a journal still knows after it was closed and opened again.
 
 use resurgam_model::report::StepStatus;
-use resurgam_model::{ComponentName, Scenario, Timestamp};
+use resurgam_model::{ComponentName, Scenario, Severity, Timestamp};
 use resurgam_recovery::Error;
 use resurgam_recovery::journal::cluster::ClusterState;
 use resurgam_recovery::journal::{IncidentState, Journal, NewIncident};
@@ -54,6 +54,28 @@ fn one_cause_has_one_recovery_however_it_is_begun() {
     assert_eq!(incident.first_sign.as_millisecond(), later.as_millisecond());
     assert_eq!(incident.restored_at, None, "it is lost again");
     assert!(!journal.reopen_incident(second, Some(&again), later).unwrap());
+    assert!(journal.verify(None).unwrap().findings.is_empty());
+}
+
+#[test]
+fn an_incident_becomes_graver_never_better_and_only_while_it_is_open() {
+    let scene = Scene::new();
+    let (journal, now) = (&scene.journal, Timestamp::now());
+    let mut workers = cause("workers");
+    workers.scenario = Scenario::WorkerPool;
+    let id = journal.open_incident(&workers, now).unwrap().id;
+    assert!(!journal.escalate(id, Severity::P2, "no", now).unwrap());
+    assert!(!journal.escalate(id, Severity::P1, "it is that already", now).unwrap());
+    assert!(journal.escalate(id, Severity::P0, "nothing is taken any more", now).unwrap());
+    assert_eq!(journal.incident(id).unwrap().unwrap().severity, Severity::P0);
+    let lines = resurgam_recovery::account::timeline(journal, id).unwrap();
+    let text = lines.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n");
+    assert!(text.contains("P0 by now: nothing is taken any more"), "{text}");
+    assert!(text.contains("P0 worker-pool on workers: graver than it was"), "{text}");
+    journal.close_incident(id, IncidentState::Failed, now).unwrap();
+    assert!(!journal.escalate(id, Severity::P0, "too late", now).unwrap());
+    assert!(journal.reopen_incident(id, None, now).unwrap());
+    assert_eq!(journal.incident(id).unwrap().unwrap().severity, Severity::P1, "it shows anew");
     assert!(journal.verify(None).unwrap().findings.is_empty());
 }
 

@@ -42,6 +42,11 @@ pub(crate) struct ApiArgs {
 }
 
 impl ApiArgs {
+    /// The way that the controller of a deployment names, with a token if one is wanted.
+    pub(crate) fn plain(url: String, token_file: Option<PathBuf>) -> Self {
+        Self { url, token_file, cacert: None, client_cert: None, client_key: None }
+    }
+
     /// A client of the API. Nothing is sent yet.
     ///
     /// # Errors

@@ -87,7 +87,7 @@ async fn on(
     seed: u64,
     progress: &Progress,
 ) -> Result<CampaignReport, Failure> {
-    let mut subject = ground.start().await?;
+    let mut subject = ground.start(false).await?;
     let load = Load::start(&subject.api(), Shape::default())?;
     let say = |text: &str| progress.say(text);
     let lasts = args.lasts.map_or(LASTS, |lasts| lasts.0);

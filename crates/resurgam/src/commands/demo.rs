@@ -48,7 +48,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<u8, Failure> {
 }
 
 async fn all(ground: &Ground, progress: &Progress) -> Result<Vec<DrillReport>, Failure> {
-    let mut subject = ground.start().await?;
+    let mut subject = ground.start(false).await?;
     let load = Load::start(&subject.api(), Shape::default())?;
     let mut reports = Vec::new();
     for scenario in SCENARIOS {

@@ -207,7 +207,7 @@ async fn one(
     args: &DrillArgs,
     progress: &Progress,
 ) -> Result<DrillReport, Failure> {
-    let mut subject = ground.start().await?;
+    let mut subject = ground.start(scenario == Scenario::Controller).await?;
     let load = Load::start(&subject.api(), Shape::default())?;
     let say = |text: &str| progress.say(text);
     let mut drill = Drill { subject: &mut subject, load: &load, progress: &say };

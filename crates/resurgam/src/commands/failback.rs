@@ -110,13 +110,7 @@ pub(crate) async fn run(args: FailbackArgs) -> Result<u8, Failure> {
         }
     }
     if bus.is_some() {
-        let api = ApiArgs {
-            url: seen.api.clone(),
-            token_file: args.token_file.clone(),
-            cacert: None,
-            client_cert: None,
-            client_key: None,
-        };
+        let api = ApiArgs::plain(seen.api.clone(), args.token_file.clone());
         let reason = Some("resurgam failback".to_owned());
         bus::take_back(&api.client()?, reason, WITHIN).await?;
     }

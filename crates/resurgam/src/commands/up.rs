@@ -34,6 +34,7 @@ use super::api::TOKEN as TOKEN_VARIABLE;
 use crate::backups::base;
 use crate::calendar::Calendar;
 use crate::cli::UpArgs;
+use crate::commands::guard;
 use crate::commands::instance::TOKEN;
 use crate::failure::{Failure, code};
 use crate::output;
@@ -405,6 +406,7 @@ impl Up {
             state_dir: self.state.clone(),
             fault,
             after_crash,
+            lost: std::env::var(guard::FOUND).ok().filter(|_| after_crash),
         })))
     }
 }

@@ -89,6 +89,7 @@ fn scenarios_are_listed() {
             "postgres-restore",
             "database-corruption",
             "full-stop",
+            "controller",
             "kafka-cluster",
             "kafka-broker",
             "rabbitmq",
@@ -265,20 +266,21 @@ fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
         let reports = reports.as_array().unwrap().iter();
         reports.map(|report| report["scenario"].as_str().unwrap().to_owned()).collect()
     };
-    let expected = ["full-cluster", "full-stop", "api", "agent-registry", "worker-pool"];
+    let expected =
+        ["full-cluster", "full-stop", "controller", "api", "agent-registry", "worker-pool"];
     let mut found = names(&ended.json());
     found.sort_by_key(|name| expected.iter().position(|wanted| wanted == name));
     assert_eq!(found, expected);
     let junit = fs::read_to_string(place.path("drills.xml")).unwrap();
-    assert!(junit.contains("tests=\"5\" failures=\"0\" errors=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"6\" failures=\"0\" errors=\"0\""), "{junit}");
 
     // Also what was drilled before everything was lost is remembered.
     let again = place.start(&["drill", "full-cluster", "--plan=resurgam.toml", "--json"]);
     let again = again.end(&place, 2 * LONG);
     assert_eq!(again.status.code(), Some(0), "{}", again.told(&place));
     let history = place.finish(&["drill", "--history", "--json"]).json();
-    assert_eq!(history.as_array().unwrap().len(), 6, "{history:#}");
-    assert_eq!(history[5], again.json());
+    assert_eq!(history.as_array().unwrap().len(), 7, "{history:#}");
+    assert_eq!(history[6], again.json());
     let of_one = place.finish(&["drill", "--history", "full-cluster", "--json"]).json();
     assert_eq!(names(&of_one), ["full-cluster", "full-cluster"]);
 
@@ -316,6 +318,16 @@ fn a_report_tells_of_them(place: &Place) {
     }
     let nowhere = place.finish(&["report", "--html", "no/such/folder/page.html"]);
     assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+}
+
+#[test]
+fn a_guard_starts_a_controller_again_that_hangs() {
+    let report = drill(&["controller", "--fault", "freeze"]);
+    assert_eq!(report["fault"], "freeze");
+    assert_eq!(steps(&report), ["confirm", "evidence", "restart", "verify"]);
+    is_complete(&report);
+    // It is given time to answer before it is taken for lost.
+    assert!(report["detection_ms"].as_u64().unwrap() >= 10_000, "{report:#}");
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 14] = [
+const SCENARIOS: [&str; 15] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
     "database-corruption",
     "full-stop",
+    "controller",
     "kafka-cluster",
     "kafka-broker",
     "rabbitmq",

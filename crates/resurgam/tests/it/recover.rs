@@ -110,6 +110,28 @@ fn a_recovery_waits_for_a_person_and_goes_on_at_the_word() {
 }
 
 #[test]
+fn top_shows_what_each_component_uses() {
+    let place = Place::new(PLAN);
+    let up = Up::ready(&place);
+    let looked = place.finish(&["top", "--count", "1", "--json", "--interval", "100ms"]);
+    assert_eq!(looked.status.code(), Some(0), "{looked:?}");
+    let look = looked.json();
+    assert!(look["tasks"]["ready"].is_u64(), "{look:#}");
+    let components = look["components"].as_array().unwrap();
+    assert_eq!(components.len(), 5, "{look:#}");
+    for component in components {
+        assert_eq!(component["state"], "running", "{component:#}");
+        assert!(component["memory_bytes"].as_u64().unwrap() > 1 << 20, "{component:#}");
+        assert_eq!(component["processes"], 1, "{component:#}");
+    }
+    let table = place.finish(&["top", "-n", "1"]);
+    assert!(table.out.contains("worker-pool-1") && table.out.contains("0 ready"), "{table:?}");
+    let never = place.finish(&["top", "--interval", "1ms"]);
+    assert_eq!(never.status.code(), Some(2), "{never:?}");
+    up.process.stop(&place);
+}
+
+#[test]
 fn components_are_started_again_in_turn_and_the_pool_gets_its_size() {
     let place = Place::new(PLAN);
     let mut up = Up::ready(&place);

@@ -72,6 +72,13 @@ impl Ground {
     /// Whether this scenario can be drilled on it.
     pub(crate) fn fits(&self, scenario: Scenario) -> Result<(), Failure> {
         fits_plan(&self.plan, &self.plan_file, scenario)?;
+        let running = Address::read(&self.state_dir);
+        if scenario == Scenario::Controller && running.is_some_and(|address| !address.is_guarded())
+        {
+            return Err(Failure::refused(
+                "nobody would start the controller again: end it, and start it with: resurgam up --guard",
+            ));
+        }
         if matches!(scenario, Scenario::FullStop | Scenario::FullCluster)
             && Address::read(&self.state_dir).is_some()
         {
@@ -121,7 +128,8 @@ impl Ground {
         }
     }
 
-    pub(crate) async fn start(&self) -> Result<Subject, Failure> {
+    /// Starts it, or joins it where it runs. What a drill of the controller needs is a guard.
+    pub(crate) async fn start(&self, guarded: bool) -> Result<Subject, Failure> {
         // The temporary plan is complete: what the caller's environment says is not for it.
         let env = match &self.temporary {
             Some(_) => variables().map(|name| (name.to_owned(), String::new())).collect(),
@@ -129,7 +137,8 @@ impl Ground {
         };
         let program = std::env::current_exe()?;
         let (plan_file, plan) = (self.plan_file.clone(), self.plan.clone());
-        let subject = Subject::start(program, plan_file, plan, self.state_dir.clone(), env).await?;
+        let state_dir = self.state_dir.clone();
+        let subject = Subject::start(program, plan_file, plan, state_dir, env, guarded).await?;
         // What is broken already is not broken further.
         if !subject.is_own()
             && let Some(open) = subject.status().await?.incidents.first()
