@@ -23,6 +23,8 @@ pub enum Scenario {
     Failback,
     /// The connections of PostgreSQL have run out.
     PoolExhaustion,
+    /// The disk with the state folder fills.
+    DiskFilling,
     /// The agent registry does not answer.
     AgentRegistry,
     /// One of several brokers of Kafka is lost.
@@ -84,7 +86,7 @@ impl Scenario {
     }
 
     /// All of them, the gravest first.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
@@ -96,6 +98,7 @@ impl Scenario {
         Self::RabbitMq,
         Self::Api,
         Self::PoolExhaustion,
+        Self::DiskFilling,
         Self::AgentRegistry,
         Self::WorkerPool,
         Self::PostgresStandby,
@@ -112,6 +115,7 @@ impl Scenario {
             Self::PostgresStandby => "postgres-standby",
             Self::Failback => "failback",
             Self::PoolExhaustion => "pool-exhaustion",
+            Self::DiskFilling => "disk-filling",
             Self::AgentRegistry => "agent-registry",
             Self::KafkaBroker => "kafka-broker",
             Self::KafkaCluster => "kafka-cluster",
@@ -143,6 +147,9 @@ impl Scenario {
             }
             Self::PoolExhaustion => {
                 "the connections of PostgreSQL have run out; those that leaked are found and ended"
+            }
+            Self::DiskFilling => {
+                "the disk fills; what can be had again is removed, and people are asked about the rest"
             }
             Self::AgentRegistry => {
                 "the agent registry is gone; agents register again by themselves"
@@ -182,7 +189,9 @@ impl Scenario {
             | Self::KafkaBroker
             | Self::KafkaCluster
             | Self::RabbitMq => Severity::P0,
-            Self::PoolExhaustion | Self::AgentRegistry | Self::WorkerPool => Severity::P1,
+            Self::PoolExhaustion | Self::DiskFilling | Self::AgentRegistry | Self::WorkerPool => {
+                Severity::P1
+            }
             // Nothing is affected yet; the next loss is what it is about.
             Self::PostgresStandby => Severity::P2,
             // Nothing is the matter: somebody wants it so.
@@ -192,7 +201,7 @@ impl Scenario {
 
     /// The objectives when the plan names no others. PostgreSQL and its connections, the brokers,
     /// registry, worker pool and the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
-    /// the disks whole, nor for the controller and the way back, so these take 5 minutes like the other processes. Where the
+    /// the disks whole, nor for the disk, the controller and the way back, so these take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
     #[must_use]
     pub fn default_objectives(&self) -> Objectives {
@@ -212,6 +221,7 @@ impl Scenario {
                 Objectives { rto: Duration::from_secs(15 * 60), rpo: Duration::from_secs(0) }
             }
             Self::PoolExhaustion
+            | Self::DiskFilling
             | Self::AgentRegistry
             | Self::WorkerPool
             | Self::Api

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::Result;
 use crate::brokers::{self, Brokers};
 use crate::connections::{self, Line, Relief};
+use crate::disk;
 use crate::exposure::Measurements;
 use crate::finding::Watched;
 use crate::health::{self, Board, Readiness};
@@ -94,6 +95,8 @@ pub struct Controller {
     pub(crate) connections: watch::Sender<Option<connections::Seen>>,
     /// How those stand over whom people are told.
     pub(crate) channels: notify::Standings,
+    /// What was seen last of the disk.
+    pub(crate) disk: watch::Sender<Option<disk::Space>>,
     /// The deployment has been seen to be up as a whole.
     pub(crate) settled: watch::Sender<bool>,
     /// How long recoveries took in drills.
@@ -111,6 +114,7 @@ impl Controller {
         let (ordered_size, _) = watch::channel(None);
         let (buses, _) = watch::channel(None);
         let (connections, _) = watch::channel(None);
+        let (disk, _) = watch::channel(None);
         let (deployment, detection) = (Arc::clone(&parts.deployment), parts.plan.detection);
         let upkeep = Arc::new(Upkeep::new(deployment, board.clone(), detection));
         let line = parts
@@ -130,6 +134,7 @@ impl Controller {
             line: line.map(Arc::new),
             connections,
             channels: notify::Standings::default(),
+            disk,
             settled,
         }
     }
@@ -234,6 +239,15 @@ impl Controller {
                 self.parts.plan.detection,
                 self.connections.clone(),
             );
+            parts.spawn(async move {
+                watching.await;
+                Ok(())
+            });
+        }
+        let min_free_mb = self.parts.plan.disk.min_free_mb;
+        if min_free_mb > 0 {
+            let watching =
+                disk::watch(self.parts.state_dir.clone(), min_free_mb, self.disk.clone());
             parts.spawn(async move {
                 watching.await;
                 Ok(())
@@ -390,6 +404,12 @@ impl Controller {
             Scenario::PostgresStandby => {
                 self.database(scenario).map(|database| postgres::standby_steps(&database))
             }
+            Scenario::DiskFilling => Some(disk::steps(&disk::Disk {
+                state: self.parts.state_dir.clone(),
+                min_free_mb: self.parts.plan.disk.min_free_mb,
+                journal: self.parts.journal.clone(),
+                platform: Readiness::new(self.parts.api.clone()),
+            })),
             Scenario::PoolExhaustion => self.relief().map(|relief| connections::steps(&relief)),
             other => brokers::steps(&self.brokers(), other)
                 .or_else(|| processes::steps(&self.processes(), other)),

@@ -11,6 +11,7 @@ use crate::brokers;
 use crate::causes::sorted;
 use crate::connections::{Seen, account};
 use crate::controller::Controller;
+use crate::disk;
 use crate::journal::NewIncident;
 use crate::postgres::{Missing, SERVICE, Verdict, diagnose};
 use crate::processes::subject;
@@ -101,6 +102,7 @@ impl Controller {
             if let Some(new) = self.find_standby(watched) {
                 found.entry(new.scenario).or_insert(new);
             }
+            found.extend(self.find_disk().map(|new| (new.scenario, new)));
             found.extend(self.find_connections().map(|new| (new.scenario, new)));
         }
         let journal = &self.parts.journal;
@@ -150,6 +152,17 @@ impl Controller {
         let (component, first_sign) = watched.standbys.look(&view, now, moment)?;
         let cause = format!("{component} does not stream from the primary");
         Some(NewIncident { scenario: Scenario::PostgresStandby, component, cause, first_sign })
+    }
+
+    fn find_disk(&self) -> Option<NewIncident> {
+        let space = *self.disk.borrow();
+        let (space, first_sign) = space.and_then(|space| Some((space, space.low_since?)))?;
+        Some(NewIncident {
+            scenario: Scenario::DiskFilling,
+            component: self.parts.name.clone(),
+            cause: disk::account(&space),
+            first_sign,
+        })
     }
 
     fn find_connections(&self) -> Option<NewIncident> {

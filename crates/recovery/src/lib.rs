@@ -14,6 +14,7 @@ pub mod brokers;
 mod causes;
 pub mod connections;
 pub mod controller;
+pub mod disk;
 pub mod drill;
 mod error;
 pub mod exposure;

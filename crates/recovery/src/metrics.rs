@@ -72,11 +72,30 @@ pub fn registry(status: Status, now: Timestamp) -> Registry {
             each.collect()
         }),
     );
+    disk(&mut registry, &status);
     exposure(&mut registry, &status);
     ages(&mut registry, &status, now);
     postgres(&mut registry, &status);
     process(&mut registry);
     registry
+}
+
+fn disk(registry: &mut Registry, status: &Arc<Status>) {
+    #[allow(clippy::cast_precision_loss, reason = "a disk has less than 2^53 bytes")]
+    let float = |bytes: u64| bytes as f64;
+    let seen = status.disk;
+    registry.add(
+        "resurgam_disk_free_bytes",
+        "What may still be written where the state folder is; none while it is not looked at",
+        &[],
+        Computed::gauge(move || seen.map(|space| float(space.free))),
+    );
+    registry.add(
+        "resurgam_disk_wanted_bytes",
+        "What the plan wants to be free there",
+        &[],
+        Computed::gauge(move || seen.map(|space| float(space.wanted))),
+    );
 }
 
 fn exposure(registry: &mut Registry, status: &Arc<Status>) {
@@ -232,6 +251,7 @@ mod tests {
     use resurgam_model::{Scenario, Severity};
 
     use super::*;
+    use crate::disk::Space;
     use crate::exposure::Exposure;
     use crate::restorer::VaultStanding;
 
@@ -277,6 +297,12 @@ mod tests {
                 exposed(Scenario::PostgresPrimary, Loss::Unknown, None),
                 exposed(Scenario::PostgresRestore, Loss::UpTo { ms: 2500 }, None),
             ],
+            disk: Some(Space {
+                free: 7_000_000,
+                total: 9_000_000,
+                wanted: 1_000_000,
+                low_since: None,
+            }),
             notify: Vec::new(),
             incidents: Vec::new(),
         }
@@ -288,6 +314,8 @@ mod tests {
         let has = |line: &str| text.lines().any(|l| l == line);
         for line in [
             "resurgam_deployment_ready 1",
+            "resurgam_disk_free_bytes 7000000",
+            "resurgam_disk_wanted_bytes 1000000",
             "resurgam_exposure_loss_seconds{scenario=\"full-cluster\"} +Inf",
             "resurgam_exposure_loss_seconds{scenario=\"api\"} 0",
             "resurgam_exposure_loss_seconds{scenario=\"postgres-restore\"} 2.5",

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::brokers::bus_of;
 use crate::connections::account;
+use crate::disk::account as account_of_disk;
 use crate::runbook::{Danger, outline};
 use crate::status::{Health, Postgres, Status};
 
@@ -65,6 +66,7 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
         (Scenario::PostgresStandby, Some(postgres)) => standby(postgres, status),
         (Scenario::Failback, Some(postgres)) => handover(postgres, &plan.postgres.preferred),
         (Scenario::PoolExhaustion, Some(postgres)) => connections(postgres, plan),
+        (Scenario::DiskFilling, _) => disk(status),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
             (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
@@ -289,6 +291,27 @@ fn damaged(postgres: &Postgres, plan: &Plan) -> Parts {
     (!alone || vaults, summary.to_owned(), loss.to_owned(), would)
 }
 
+/// A disk that fills.
+fn disk(status: &Status) -> Parts {
+    let nothing = "nothing: only what can be had again is removed, or what a person gives up";
+    let Some(space) = &status.disk else {
+        let summary = "how much of the disk is free is not known, or disk.min_free_mb is 0";
+        return (false, summary.to_owned(), "not known".to_owned(), Vec::new());
+    };
+    let found = account_of_disk(space);
+    let summary = match space.is_low() {
+        true => format!("{found}; room is made"),
+        false => format!("{found}, so this would end at its first step as a false alarm"),
+    };
+    let would = vec![
+        format!("find that {found}"),
+        "keep what takes most of the room".to_owned(),
+        "remove logs that were moved aside, and what backups and trials have left behind; ask a person about what restores and drills have moved aside".to_owned(),
+        "make sure that enough is free, and ask the platform for its readiness".to_owned(),
+    ];
+    (true, summary, nothing.to_owned(), would)
+}
+
 /// The way back, or to another instance, while all is well.
 fn handover(postgres: &Postgres, successor: &ComponentName) -> Parts {
     let nothing = "nothing: only who has every acknowledged write is handed to".to_owned();
@@ -474,6 +497,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         | Scenario::PoolExhaustion
         | Scenario::PostgresStandby
         | Scenario::Failback
+        | Scenario::DiskFilling
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::connections::Seen as Connections;
 use crate::controller::Controller;
+use crate::disk::Space;
 use crate::exposure::{Exposure, Facts, Failover, exposure};
 use crate::health::Readiness;
 use crate::journal::Incident;
@@ -53,6 +54,9 @@ pub struct Status {
     /// What each scenario would cost if it struck now, the worst first.
     #[serde(default)]
     pub exposure: Vec<Exposure>,
+    /// The disk with the state folder, if it is looked at.
+    #[serde(default)]
+    pub disk: Option<Space>,
     /// How the channels stand over which people are told.
     #[serde(default)]
     pub notify: Vec<ChannelStanding>,
@@ -202,6 +206,7 @@ impl Controller {
             }),
             bus: self.buses(),
             notify: self.channels.now(),
+            disk: *self.disk.borrow(),
             exposure: self.exposure(&log, &vaults),
             log,
             vaults,

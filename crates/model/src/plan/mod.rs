@@ -44,6 +44,8 @@ pub struct Plan {
     pub bus: Bus,
     /// How failures are noticed.
     pub detection: Detection,
+    /// How much room there must be.
+    pub disk: Disk,
     /// RTO and RPO per scenario, where they differ from the defaults.
     pub objectives: BTreeMap<Scenario, Objectives>,
     /// When recoveries ask people.
@@ -335,6 +337,21 @@ impl Default for Detection {
             failures: 3,
             successes: 2,
         }
+    }
+}
+
+/// How much room there must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disk {
+    /// So many megabytes are to be free where the state folder is; with fewer, incident `disk-filling` is
+    /// opened. 0 does not look.
+    pub min_free_mb: u64,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { min_free_mb: 1000 }
     }
 }
 

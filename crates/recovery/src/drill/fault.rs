@@ -40,6 +40,7 @@ impl FaultKind {
             Scenario::DatabaseCorruption => "damage",
             Scenario::PoolExhaustion => "leak",
             Scenario::Failback => "order",
+            Scenario::DiskFilling => "fill",
             _ => self.as_str(),
         }
     }

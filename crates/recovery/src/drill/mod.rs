@@ -9,6 +9,7 @@ pub mod campaign;
 mod damage;
 pub mod fault;
 pub mod fence;
+mod fill;
 pub mod history;
 pub mod leak;
 pub mod ledger;

@@ -91,6 +91,7 @@ impl Drill<'_> {
             Scenario::PoolExhaustion => self.pool_exhaustion(&status).await?,
             Scenario::FullStop => self.full_stop(&status).await?,
             Scenario::Controller => self.controller(kind).await?,
+            Scenario::DiskFilling => self.disk_filling().await?,
             Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
             Scenario::AgentRegistry => {
@@ -489,6 +490,7 @@ impl Drill<'_> {
             Scenario::DatabaseCorruption
             | Scenario::PostgresStandby
             | Scenario::Failback
+            | Scenario::DiskFilling
             | Scenario::AgentRegistry
             | Scenario::WorkerPool
             | Scenario::KafkaBroker

@@ -70,6 +70,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         | Scenario::PoolExhaustion
         | Scenario::PostgresStandby
         | Scenario::Failback
+        | Scenario::DiskFilling
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

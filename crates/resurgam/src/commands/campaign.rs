@@ -75,6 +75,7 @@ fn temporary_plan(args: &DrillArgs) -> Result<String, Failure> {
         standbys: Plan::default().postgres.standbys,
         synchronous: true,
         brokers: args.brokers,
+        fills: false,
     };
     // What a failover may lose is nothing.
     let objective = "\n[objectives.postgres-primary]\nrto = \"15m\"\nrpo = \"0s\"\n";

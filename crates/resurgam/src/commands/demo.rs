@@ -18,7 +18,8 @@ use crate::shutdown;
 const SCENARIOS: [Scenario; 4] =
     [Scenario::WorkerPool, Scenario::AgentRegistry, Scenario::Api, Scenario::FullStop];
 
-const PLAN: &str = "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n";
+const PLAN: &str =
+    "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n[disk]\nmin_free_mb = 0\n";
 
 pub(crate) async fn run(args: DemoArgs) -> Result<u8, Failure> {
     let shutdown = shutdown::requested();

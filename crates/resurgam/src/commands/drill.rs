@@ -239,6 +239,7 @@ fn temporary_plan(args: &DrillArgs, scenario: Scenario) -> Result<String, Failur
         standbys: if scenario == Scenario::PostgresRestore { 0 } else { usual },
         synchronous: !args.asynchronous,
         brokers: args.brokers || bus_of(scenario).is_some(),
+        fills: scenario == Scenario::DiskFilling,
     };
     makeshift.plan()
 }

@@ -6,6 +6,7 @@ use resurgam_deployment::postgres::wire::ServerState;
 use resurgam_model::Timestamp;
 use resurgam_model::bus::Circuit;
 use resurgam_recovery::connections::account;
+use resurgam_recovery::disk::{Space, account as account_of_disk};
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::exposure::{Exposure, Loss};
 use resurgam_recovery::status::{Instance, Postgres, Status};
@@ -100,6 +101,9 @@ fn print(status: &Status) {
         });
         let said = vault.error.as_ref().map_or(newest, |error| format!("is not known: {error}"));
         output::data(&format!("the vault {} {said}", vault.vault));
+    }
+    if let Some(space) = status.disk.filter(Space::is_low) {
+        output::data(&account_of_disk(&space));
     }
     print_exposure(&status.exposure);
     for channel in &status.notify {

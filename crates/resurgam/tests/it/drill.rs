@@ -95,6 +95,7 @@ fn scenarios_are_listed() {
             "rabbitmq",
             "api",
             "pool-exhaustion",
+            "disk-filling",
             "agent-registry",
             "worker-pool",
             "postgres-standby",
@@ -318,6 +319,16 @@ fn a_report_tells_of_them(place: &Place) {
     }
     let nowhere = place.finish(&["report", "--html", "no/such/folder/page.html"]);
     assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+}
+
+#[test]
+fn a_disk_that_fills_is_relieved_of_old_logs() {
+    let report = drill(&["disk-filling"]);
+    assert_eq!(report["fault"], "fill");
+    assert_eq!(steps(&report), ["confirm", "evidence", "reclaim", "verify"]);
+    is_complete(&report);
+    let reclaim = &report["steps"][2]["detail"];
+    assert!(reclaim.as_str().unwrap().contains("MB were removed"), "{report:#}");
 }
 
 #[test]

@@ -27,7 +27,9 @@ fn inside(up: &Up, place: &Place) -> std::path::PathBuf {
 
 #[test]
 fn callers_are_told_that_the_disk_is_full() {
-    let place = Place::new("[deployment]\nstate_dir = 'state'\n[workers]\nreplicas = 1\n");
+    let place = Place::new(
+        "[deployment]\nstate_dir = 'state'\n[workers]\nreplicas = 1\n[disk]\nmin_free_mb = 0\n",
+    );
     let mut up = Up { process: on_small_disk(&place, "exec \"$RESURGAM\" up") };
     // The folder cannot be seen from here; what it says can.
     let controller = until("the controller says where it is", LONG, &place, || {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 15] = [
+const SCENARIOS: [&str; 16] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
@@ -17,6 +17,7 @@ const SCENARIOS: [&str; 15] = [
     "rabbitmq",
     "api",
     "pool-exhaustion",
+    "disk-filling",
     "agent-registry",
     "worker-pool",
     "postgres-standby",

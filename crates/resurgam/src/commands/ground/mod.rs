@@ -11,6 +11,7 @@ use resurgam_model::bus::BusKind;
 use resurgam_model::plan::{Drills, EffectivePlan, Plan, StoreKind, variables};
 use resurgam_model::report::DrillReport;
 use resurgam_model::{Scenario, Timestamp};
+use resurgam_recovery::disk::Space;
 use resurgam_recovery::drill::subject::Address;
 use resurgam_recovery::drill::{Subject, history};
 use tempfile::TempDir;
@@ -19,6 +20,8 @@ use crate::failure::Failure;
 use crate::output;
 use crate::plan::Loaded;
 
+/// So much of the disk may be taken by others while a drill fills it.
+const MARGIN_MB: u64 = 1000;
 /// The file with the password of the vault in a temporary folder.
 const PASSWORD: &str = "vault-password";
 /// That vault, in words of a plan.
@@ -236,6 +239,8 @@ pub(crate) struct Makeshift {
     pub(crate) synchronous: bool,
     /// Kafka, and RabbitMQ for when it is lost.
     pub(crate) brokers: bool,
+    /// The disk is to be filled: nearly as much is to be free as is.
+    pub(crate) fills: bool,
 }
 
 impl Makeshift {
@@ -250,9 +255,15 @@ impl Makeshift {
             RabbitPrograms::find(None)?;
             bus = "\n[bus]\norder = [\"kafka\", \"rabbitmq\"]\nclose_after = \"2s\"\nreturn_after = \"5s\"\n\n[bus.kafka]\nbrokers = 3\n\n[bus.rabbitmq]\nnodes = 1\n";
         }
+        // Its folder is gone soon, and how full the disk is has nothing to do with it.
+        let mut min = 0;
+        if self.fills {
+            let space = Space::of(&std::env::temp_dir(), 0)?;
+            min = (space.free / 1_000_000).saturating_sub(MARGIN_MB).max(1);
+        }
         let store = if self.postgres { "postgres" } else { "sqlite" };
         Ok(format!(
-            "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\nstandbys = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\n{VAULT}{bus}",
+            "[deployment]\ndrills = \"allowed\"\nstate_dir = \"state\"\n\n[store]\nkind = \"{store}\"\n\n[postgres]\nsynchronous = {}\nstandbys = {}\n\n[backup]\nscheduled = false\n\n[[backup.vaults]]\n{VAULT}{bus}\n[disk]\nmin_free_mb = {min}\n",
             self.synchronous, self.standbys,
         ))
     }
