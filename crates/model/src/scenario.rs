@@ -36,6 +36,8 @@ pub enum Scenario {
     RabbitMq,
     /// Workers died, with or without tasks in their hands.
     WorkerPool,
+    /// Tasks hang in the hands of somebody who shows itself.
+    StuckTasks,
     /// The API does not answer.
     Api,
     /// The controller is gone or hangs, and everything with it; its guard starts it again.
@@ -86,7 +88,7 @@ impl Scenario {
     }
 
     /// All of them, the gravest first.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::FullCluster,
         Self::PostgresPrimary,
         Self::PostgresRestore,
@@ -102,6 +104,7 @@ impl Scenario {
         Self::AgentRegistry,
         Self::WorkerPool,
         Self::PostgresStandby,
+        Self::StuckTasks,
         Self::Failback,
     ];
 
@@ -121,6 +124,7 @@ impl Scenario {
             Self::KafkaCluster => "kafka-cluster",
             Self::RabbitMq => "rabbitmq",
             Self::WorkerPool => "worker-pool",
+            Self::StuckTasks => "stuck-tasks",
             Self::Api => "api",
             Self::Controller => "controller",
             Self::FullStop => "full-stop",
@@ -164,6 +168,9 @@ impl Scenario {
             Self::WorkerPool => {
                 "workers die with tasks in their hands; the tasks return to the queue"
             }
+            Self::StuckTasks => {
+                "tasks hang in the hands of somebody who shows itself; they are taken back"
+            }
             Self::Api => "the API is gone; callers retry until it is back",
             Self::Controller => {
                 "the controller is killed or hangs, and all dies with it; its guard starts it again"
@@ -192,6 +199,8 @@ impl Scenario {
             Self::PoolExhaustion | Self::DiskFilling | Self::AgentRegistry | Self::WorkerPool => {
                 Severity::P1
             }
+            // Others go on; these tasks wait.
+            Self::StuckTasks => Severity::P2,
             // Nothing is affected yet; the next loss is what it is about.
             Self::PostgresStandby => Severity::P2,
             // Nothing is the matter: somebody wants it so.
@@ -201,7 +210,7 @@ impl Scenario {
 
     /// The objectives when the plan names no others. PostgreSQL and its connections, the brokers,
     /// registry, worker pool and the whole cluster have those of the written procedure; it has none for the API alone, nor for a stop that leaves
-    /// the disks whole, nor for the disk, the controller and the way back, so these take 5 minutes like the other processes. Where the
+    /// the disks whole, nor for the disk, tasks that hang, the controller and the way back, so these take 5 minutes like the other processes. Where the
     /// procedure gives no recovery point, nothing acknowledged may be lost.
     #[must_use]
     pub fn default_objectives(&self) -> Objectives {
@@ -224,6 +233,7 @@ impl Scenario {
             | Self::DiskFilling
             | Self::AgentRegistry
             | Self::WorkerPool
+            | Self::StuckTasks
             | Self::Api
             | Self::Controller
             | Self::FullStop

@@ -24,9 +24,12 @@ fn explains(cause: Scenario, symptom: Scenario) -> bool {
         ),
         Scenario::KafkaCluster => symptom == Scenario::KafkaBroker,
         // With a database that is being replaced go its connections, and its standby is made anew.
-        cause if is_of_database(cause) => {
-            matches!(symptom, Scenario::PoolExhaustion | Scenario::PostgresStandby)
-        }
+        cause if is_of_database(cause) => matches!(
+            symptom,
+            Scenario::PoolExhaustion | Scenario::PostgresStandby | Scenario::StuckTasks
+        ),
+        // Who cannot report what it has done seems to be at it still.
+        Scenario::Api | Scenario::PoolExhaustion => symptom == Scenario::StuckTasks,
         _ => false,
     }
 }

@@ -30,6 +30,7 @@ use crate::restorer::{SharedRestorer, VaultStanding};
 use crate::runbook::{Step, Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
+use crate::stuck;
 use crate::upkeep::Upkeep;
 
 /// How often to look when nothing rings.
@@ -95,6 +96,8 @@ pub struct Controller {
     pub(crate) connections: watch::Sender<Option<connections::Seen>>,
     /// How those stand over whom people are told.
     pub(crate) channels: notify::Standings,
+    /// Who was seen last with tasks that hang.
+    pub(crate) stuck: watch::Sender<Vec<stuck::Holder>>,
     /// What was seen last of the disk.
     pub(crate) disk: watch::Sender<Option<disk::Space>>,
     /// The deployment has been seen to be up as a whole.
@@ -115,6 +118,7 @@ impl Controller {
         let (buses, _) = watch::channel(None);
         let (connections, _) = watch::channel(None);
         let (disk, _) = watch::channel(None);
+        let (stuck, _) = watch::channel(Vec::new());
         let (deployment, detection) = (Arc::clone(&parts.deployment), parts.plan.detection);
         let upkeep = Arc::new(Upkeep::new(deployment, board.clone(), detection));
         let line = parts
@@ -135,6 +139,7 @@ impl Controller {
             connections,
             channels: notify::Standings::default(),
             disk,
+            stuck,
             settled,
         }
     }
@@ -244,6 +249,11 @@ impl Controller {
                 Ok(())
             });
         }
+        let watching = stuck::watch(self.parts.api.clone(), self.stuck.clone());
+        parts.spawn(async move {
+            watching.await;
+            Ok(())
+        });
         let min_free_mb = self.parts.plan.disk.min_free_mb;
         if min_free_mb > 0 {
             let watching =
@@ -404,6 +414,12 @@ impl Controller {
             Scenario::PostgresStandby => {
                 self.database(scenario).map(|database| postgres::standby_steps(&database))
             }
+            Scenario::StuckTasks => Some(stuck::steps(&stuck::Hung {
+                api: self.parts.api.clone(),
+                deployment: Arc::clone(&self.parts.deployment),
+                upkeep: Arc::clone(&self.upkeep),
+                journal: self.parts.journal.clone(),
+            })),
             Scenario::DiskFilling => Some(disk::steps(&disk::Disk {
                 state: self.parts.state_dir.clone(),
                 min_free_mb: self.parts.plan.disk.min_free_mb,

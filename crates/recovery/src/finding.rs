@@ -15,6 +15,7 @@ use crate::disk;
 use crate::journal::NewIncident;
 use crate::postgres::{Missing, SERVICE, Verdict, diagnose};
 use crate::processes::subject;
+use crate::stuck;
 
 impl Controller {
     /// Whether the deployment is up, or was. Until then, not running is coming up.
@@ -102,6 +103,7 @@ impl Controller {
             if let Some(new) = self.find_standby(watched) {
                 found.entry(new.scenario).or_insert(new);
             }
+            found.extend(self.find_stuck().map(|new| (new.scenario, new)));
             found.extend(self.find_disk().map(|new| (new.scenario, new)));
             found.extend(self.find_connections().map(|new| (new.scenario, new)));
         }
@@ -152,6 +154,17 @@ impl Controller {
         let (component, first_sign) = watched.standbys.look(&view, now, moment)?;
         let cause = format!("{component} does not stream from the primary");
         Some(NewIncident { scenario: Scenario::PostgresStandby, component, cause, first_sign })
+    }
+
+    fn find_stuck(&self) -> Option<NewIncident> {
+        let holders = self.stuck.borrow();
+        let holder = holders.iter().find(|holder| holder.is_sure())?;
+        Some(NewIncident {
+            scenario: Scenario::StuckTasks,
+            component: ComponentName::new(holder.agent.as_str()).ok()?,
+            cause: stuck::account(holder),
+            first_sign: holder.since,
+        })
     }
 
     fn find_disk(&self) -> Option<NewIncident> {

@@ -34,6 +34,7 @@ pub mod scaling;
 pub mod server;
 mod severity;
 pub mod status;
+pub mod stuck;
 mod upkeep;
 
 pub use error::{Error, Result};

@@ -111,6 +111,10 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "Clients with a pool go on, and run into time-outs where they want one connection more.",
             "`resurgam status` shows nearly as many connections taken as there are.",
         ],
+        Scenario::StuckTasks => &[
+            "`GET /tasks/stuck` lists tasks that have been running for ten times as long as their like, and for a minute at least.",
+            "Whoever holds them shows itself and extends its leases, so that nothing expires.",
+        ],
         Scenario::DiskFilling => &[
             "`resurgam status` shows less room than the plan wants (disk.min_free_mb).",
             "When it is full: requests that write are answered with `storage-full`, PostgreSQL ends with `No space left on device`.",

@@ -67,6 +67,7 @@ pub fn plan(scenario: Scenario, status: &Status, plan: &Plan) -> Planned {
         (Scenario::Failback, Some(postgres)) => handover(postgres, &plan.postgres.preferred),
         (Scenario::PoolExhaustion, Some(postgres)) => connections(postgres, plan),
         (Scenario::DiskFilling, _) => disk(status),
+        (Scenario::StuckTasks, _) => stuck(),
         (Scenario::FullCluster, _) => {
             let summary = "this deployment runs, so not everything is lost; when it is: resurgam restore --latest, then resurgam up".to_owned();
             (false, summary, "what was acknowledged after the last backup".to_owned(), Vec::new())
@@ -291,6 +292,19 @@ fn damaged(postgres: &Postgres, plan: &Plan) -> Parts {
     (!alone || vaults, summary.to_owned(), loss.to_owned(), would)
 }
 
+/// Tasks that hang.
+fn stuck() -> Parts {
+    let would = vec![
+        "ask which tasks run for much longer than their like, and who holds them; without any, end as a false alarm".to_owned(),
+        "keep them, and the last lines of a worker of the deployment".to_owned(),
+        "start a worker of the deployment again; ask a person before tasks are taken from an agent elsewhere, which drains then".to_owned(),
+        "make sure that each of them waits, runs elsewhere, or is over".to_owned(),
+    ];
+    let summary = "tasks that hang go back to the queue; name who holds them with --component";
+    let loss = "nothing: they are done by somebody else; what was begun of them may be done twice";
+    (true, summary.to_owned(), loss.to_owned(), would)
+}
+
 /// A disk that fills.
 fn disk(status: &Status) -> Parts {
     let nothing = "nothing: only what can be had again is removed, or what a person gives up";
@@ -498,6 +512,7 @@ fn processes(scenario: Scenario, status: &Status) -> Parts {
         | Scenario::PostgresStandby
         | Scenario::Failback
         | Scenario::DiskFilling
+        | Scenario::StuckTasks
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

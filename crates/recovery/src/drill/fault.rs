@@ -41,6 +41,7 @@ impl FaultKind {
             Scenario::PoolExhaustion => "leak",
             Scenario::Failback => "order",
             Scenario::DiskFilling => "fill",
+            Scenario::StuckTasks => "hang",
             _ => self.as_str(),
         }
     }

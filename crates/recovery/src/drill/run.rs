@@ -92,6 +92,7 @@ impl Drill<'_> {
             Scenario::FullStop => self.full_stop(&status).await?,
             Scenario::Controller => self.controller(kind).await?,
             Scenario::DiskFilling => self.disk_filling().await?,
+            Scenario::StuckTasks => self.stuck_tasks().await?,
             Scenario::FullCluster => self.full_cluster().await?,
             Scenario::WorkerPool => self.one_of(&status, scenario, ComponentKind::Worker).await?,
             Scenario::AgentRegistry => {
@@ -409,7 +410,7 @@ impl Drill<'_> {
         Ok(Some(detail))
     }
 
-    async fn until(
+    pub(super) async fn until(
         &self,
         incident: &Incident,
         reached: impl Fn(&IncidentDetail) -> bool,
@@ -491,6 +492,7 @@ impl Drill<'_> {
             | Scenario::PostgresStandby
             | Scenario::Failback
             | Scenario::DiskFilling
+            | Scenario::StuckTasks
             | Scenario::AgentRegistry
             | Scenario::WorkerPool
             | Scenario::KafkaBroker

@@ -164,6 +164,7 @@ pub fn loses_nothing(scenario: Scenario) -> Option<&'static str> {
         Scenario::KafkaBroker | Scenario::KafkaCluster | Scenario::RabbitMq => {
             Some("what is not delivered is in the store")
         }
+        Scenario::StuckTasks => Some("tasks that are taken back are done by somebody else"),
         Scenario::DiskFilling => Some("only what can be had again is removed"),
         Scenario::PostgresStandby => Some("the primary has everything"),
         Scenario::Failback => Some("only who has everything is handed to"),

@@ -71,6 +71,7 @@ pub fn steps(processes: &Processes, scenario: Scenario) -> Option<Vec<Box<dyn St
         | Scenario::PostgresStandby
         | Scenario::Failback
         | Scenario::DiskFilling
+        | Scenario::StuckTasks
         | Scenario::FullCluster
         | Scenario::KafkaBroker
         | Scenario::KafkaCluster

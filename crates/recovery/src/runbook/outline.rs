@@ -30,6 +30,7 @@ pub fn outline(scenario: Scenario) -> &'static [Outline] {
             &crate::postgres::OUTLINE
         }
         Scenario::PostgresStandby => &crate::postgres::STANDBY_OUTLINE,
+        Scenario::StuckTasks => &crate::stuck::OUTLINE,
         Scenario::DiskFilling => &crate::disk::OUTLINE,
         Scenario::Failback => &crate::postgres::HANDOVER_OUTLINE,
         Scenario::PoolExhaustion => &crate::connections::OUTLINE,

@@ -110,8 +110,9 @@ fn all_of(args: &DrillArgs) -> Result<Vec<Scenario>, Failure> {
     for scenario in Scenario::ALL {
         let unfit = match &args.plan {
             // A copy has whatever the plan has, and may be ended like any other temporary one.
-            Some(file) if args.copy => Loaded::read(Some(file))
-                .and_then(|loaded| ground::fits_plan(loaded.plan(), file, scenario)),
+            Some(file) if args.copy => Loaded::read(Some(file)).and_then(|loaded| {
+                ground::fits_plan(loaded.plan(), file, &std::env::temp_dir(), scenario)
+            }),
             Some(file) => Ground::of_plan(file).and_then(|ground| ground.fits(scenario)),
             None => temporary_plan(args, scenario).map(drop),
         };

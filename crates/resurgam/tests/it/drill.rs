@@ -99,6 +99,7 @@ fn scenarios_are_listed() {
             "agent-registry",
             "worker-pool",
             "postgres-standby",
+            "stuck-tasks",
             "failback"
         ]
     );
@@ -267,21 +268,28 @@ fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
         let reports = reports.as_array().unwrap().iter();
         reports.map(|report| report["scenario"].as_str().unwrap().to_owned()).collect()
     };
-    let expected =
-        ["full-cluster", "full-stop", "controller", "api", "agent-registry", "worker-pool"];
+    let expected = [
+        "full-cluster",
+        "full-stop",
+        "controller",
+        "api",
+        "agent-registry",
+        "worker-pool",
+        "stuck-tasks",
+    ];
     let mut found = names(&ended.json());
     found.sort_by_key(|name| expected.iter().position(|wanted| wanted == name));
     assert_eq!(found, expected);
     let junit = fs::read_to_string(place.path("drills.xml")).unwrap();
-    assert!(junit.contains("tests=\"6\" failures=\"0\" errors=\"0\""), "{junit}");
+    assert!(junit.contains("tests=\"7\" failures=\"0\" errors=\"0\""), "{junit}");
 
     // Also what was drilled before everything was lost is remembered.
     let again = place.start(&["drill", "full-cluster", "--plan=resurgam.toml", "--json"]);
     let again = again.end(&place, 2 * LONG);
     assert_eq!(again.status.code(), Some(0), "{}", again.told(&place));
     let history = place.finish(&["drill", "--history", "--json"]).json();
-    assert_eq!(history.as_array().unwrap().len(), 7, "{history:#}");
-    assert_eq!(history[6], again.json());
+    assert_eq!(history.as_array().unwrap().len(), 8, "{history:#}");
+    assert_eq!(history[7], again.json());
     let of_one = place.finish(&["drill", "--history", "full-cluster", "--json"]).json();
     assert_eq!(names(&of_one), ["full-cluster", "full-cluster"]);
 

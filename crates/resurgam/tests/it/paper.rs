@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::harness::Place;
 
-const SCENARIOS: [&str; 16] = [
+const SCENARIOS: [&str; 17] = [
     "full-cluster",
     "postgres-primary",
     "postgres-restore",
@@ -21,6 +21,7 @@ const SCENARIOS: [&str; 16] = [
     "agent-registry",
     "worker-pool",
     "postgres-standby",
+    "stuck-tasks",
     "failback",
 ];
 

@@ -13,7 +13,7 @@ use resurgam_model::report::DrillReport;
 use resurgam_model::{Scenario, Timestamp};
 use resurgam_recovery::disk::Space;
 use resurgam_recovery::drill::subject::Address;
-use resurgam_recovery::drill::{Subject, history};
+use resurgam_recovery::drill::{Subject, fill, history};
 use tempfile::TempDir;
 
 use crate::failure::Failure;
@@ -74,7 +74,9 @@ impl Ground {
 
     /// Whether this scenario can be drilled on it.
     pub(crate) fn fits(&self, scenario: Scenario) -> Result<(), Failure> {
-        fits_plan(&self.plan, &self.plan_file, scenario)?;
+        let folder = self.state_dir.ancestors().find(|dir| dir.is_dir());
+        let folder = folder.unwrap_or(Path::new("/"));
+        fits_plan(&self.plan, &self.plan_file, folder, scenario)?;
         let running = Address::read(&self.state_dir);
         if scenario == Scenario::Controller && running.is_some_and(|address| !address.is_guarded())
         {
@@ -167,8 +169,16 @@ impl Ground {
     }
 }
 
-/// Whether a deployment of this plan has what the scenario is about.
-pub(crate) fn fits_plan(plan: &Plan, file: &Path, scenario: Scenario) -> Result<(), Failure> {
+/// Whether a deployment of this plan, in this folder, has what the scenario is about.
+pub(crate) fn fits_plan(
+    plan: &Plan,
+    file: &Path,
+    folder: &Path,
+    scenario: Scenario,
+) -> Result<(), Failure> {
+    if scenario == Scenario::DiskFilling {
+        fill::needed(folder, plan.disk.min_free_mb)?;
+    }
     if scenario.is_of_postgres() && plan.store.kind != StoreKind::Postgres {
         return Err(Failure::usage(format!(
             "the plan {} runs no PostgreSQL of its own; set store.kind = \"postgres\" to drill {scenario}",
