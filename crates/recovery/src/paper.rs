@@ -112,7 +112,7 @@ fn symptoms(scenario: Scenario) -> &'static [&'static str] {
             "`resurgam status` shows nearly as many connections taken as there are.",
         ],
         Scenario::StuckTasks => &[
-            "`GET /tasks/stuck` lists tasks that have been running for ten times as long as their like, and for a minute at least.",
+            "`resurgam task stuck` lists tasks that have been running for ten times as long as their like, and for a minute at least.",
             "Whoever holds them shows itself and extends its leases, so that nothing expires.",
         ],
         Scenario::DiskFilling => &[

@@ -34,10 +34,7 @@ pub static OUTLINE: [Outline; 4] = [
         danger: Danger::Looks,
         does: "Asks the platform for the tasks that have been running for much longer than their like, and who holds them.",
         verified: "The tasks are in the journal.",
-        by_hand: &[
-            "curl --fail --silent --show-error http://127.0.0.1:7070/tasks/stuck",
-            "resurgam agents show AGENT",
-        ],
+        by_hand: &["resurgam task stuck", "resurgam agents show AGENT"],
     },
     Outline {
         name: "evidence",
@@ -67,7 +64,7 @@ pub static OUTLINE: [Outline; 4] = [
         danger: Danger::Looks,
         does: "Makes sure that each of them waits, or runs elsewhere, or is over.",
         verified: "None of them counts as stuck any more.",
-        by_hand: &["curl --fail --silent --show-error http://127.0.0.1:7070/tasks/stuck"],
+        by_hand: &["resurgam task stuck"],
     },
 ];
 

@@ -38,6 +38,8 @@ enum TaskCommand {
     Show(ShowArgs),
     /// Count tasks by capability and state.
     Count(CountArgs),
+    /// List the running tasks that take much longer than their like. Exit code 3 when there are any.
+    Stuck(StuckArgs),
     /// Take back tasks that are not over.
     Cancel(CancelArgs),
     /// Make dead or cancelled tasks ready again.
@@ -148,6 +150,15 @@ struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+struct StuckArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
 struct CountArgs {
     /// Count also what is completed or cancelled; takes time where there is much of it.
     #[arg(long)]
@@ -187,6 +198,7 @@ pub(crate) async fn run(args: TaskArgs) -> Result<u8, Failure> {
         TaskCommand::List(args) => list(args).await,
         TaskCommand::Show(args) => show(&args).await,
         TaskCommand::Count(args) => count(&args).await,
+        TaskCommand::Stuck(args) => stuck(&args).await,
         TaskCommand::Cancel(args) => {
             let reason = args.reason;
             order(args.order, "cancelled", async |client, mut wanted| {
@@ -340,6 +352,35 @@ fn print_task(task: &Task, json: bool) -> Result<(), Failure> {
     row("kept until", time(task.expires_at));
     output::data(&table.to_string());
     Ok(())
+}
+
+async fn stuck(args: &StuckArgs) -> Result<u8, Failure> {
+    let tasks = args.api.client()?.stuck().await?;
+    let exit = if tasks.is_empty() { code::OK } else { code::MISSED };
+    if args.json {
+        output::json(&tasks)?;
+        return Ok(exit);
+    }
+    if tasks.is_empty() {
+        output::data("no task takes much longer than its like");
+        return Ok(exit);
+    }
+    let header = ["task", "capability", "held by", "try", "running for", "stuck after", "usual"];
+    let mut table = output::table(&header);
+    for stuck in &tasks {
+        let task = &stuck.task;
+        table.add_row([
+            task.task.to_string(),
+            task.capability.to_string(),
+            task.held_by.as_ref().map_or("-".to_owned(), ToString::to_string),
+            task.attempt.to_string(),
+            task.running_for.to_string(),
+            stuck.threshold.to_string(),
+            stuck.usual.map_or("not known".to_owned(), |usual| usual.to_string()),
+        ]);
+    }
+    output::data(&table.to_string());
+    Ok(exit)
 }
 
 async fn count(args: &CountArgs) -> Result<u8, Failure> {

@@ -135,6 +135,8 @@ fn schedules_and_limits_are_set_listed_and_taken_away() {
     served.ok(&format!("task requeue {id}"));
     assert_eq!(served.json("task list --state ready --key ada")[0]["id"], id);
     served.ok("task count");
+    let none = served.ok("task stuck");
+    assert!(none.out.contains("no task takes much longer"), "{none:?}");
     served.stop();
 }
 
