@@ -134,7 +134,6 @@ mod tests {
     use resurgam_model::{ComponentName, Timestamp};
 
     use super::*;
-    use crate::journal::IncidentState;
 
     fn new(scenario: Scenario) -> NewIncident {
         NewIncident {
@@ -146,20 +145,7 @@ mod tests {
     }
 
     fn open(scenario: Scenario) -> Incident {
-        Incident {
-            id: IncidentId::new(),
-            scenario,
-            severity: scenario.severity(),
-            component: ComponentName::new("x").unwrap(),
-            cause: String::new(),
-            state: IncidentState::Open,
-            first_sign: Timestamp::UNIX_EPOCH,
-            opened_at: Timestamp::UNIX_EPOCH,
-            restored_at: None,
-            closed_at: None,
-            round: 0,
-            ask: None,
-        }
+        Incident::example(scenario, Timestamp::UNIX_EPOCH)
     }
 
     #[test]

@@ -386,6 +386,16 @@ impl Controller {
             running.remove(&incident.id);
             drop(running);
             let ended = ended?;
+            if incident.scenario == Scenario::Failback && !controller.parts.plan.postgres.synchronous
+                && let Some(authority) = controller.authority()
+            {
+                // Commits were made to wait for the successor. Broken off, they would wait on.
+                authority.change(|state| {
+                    if state.primary.is_some() {
+                        (state.synchronous, state.complete) = (None, None);
+                    }
+                })?;
+            }
             match ended.state {
                 IncidentState::Recovered
                 | IncidentState::FalseAlarm

@@ -84,30 +84,16 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use resurgam_model::{ComponentName, IncidentId, Scenario};
+    use resurgam_model::Scenario;
 
     use super::*;
-    use crate::journal::IncidentState;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_000_000 + seconds).unwrap()
     }
 
     fn incident(scenario: Scenario) -> Incident {
-        Incident {
-            id: IncidentId::new(),
-            scenario,
-            severity: scenario.severity(),
-            component: ComponentName::new("x").unwrap(),
-            cause: String::new(),
-            state: IncidentState::Open,
-            first_sign: at(0),
-            opened_at: at(0),
-            restored_at: None,
-            closed_at: None,
-            round: 0,
-            ask: None,
-        }
+        Incident::example(scenario, at(0))
     }
 
     #[test]

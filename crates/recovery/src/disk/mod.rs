@@ -16,6 +16,8 @@ pub(crate) use runbook::{Disk, steps};
 
 /// How often to look.
 const LOOK: Duration = Duration::from_secs(1);
+/// A disk that does not say so soon how full it is, is not known.
+const ANSWER: Duration = Duration::from_secs(2);
 /// It is low when it was so in so many looks: something large may only have been passing through.
 const LOOKS: u32 = 2;
 
@@ -75,7 +77,11 @@ pub(crate) async fn watch(dir: PathBuf, min_free_mb: u64, seen: watch::Sender<Op
     let mut low = 0;
     let mut since = None;
     loop {
-        let space = Space::of(&dir, min_free_mb).ok();
+        // A file system that is away may hold up whoever asks it.
+        let asked = dir.clone();
+        let asking = tokio::task::spawn_blocking(move || Space::of(&asked, min_free_mb));
+        let answer = tokio::time::timeout(ANSWER, asking).await;
+        let space = answer.ok().and_then(Result::ok).and_then(Result::ok);
         match &space {
             Some(space) if space.is_low() => {
                 low += 1;

@@ -94,6 +94,27 @@ impl Incident {
     }
 }
 
+#[cfg(test)]
+impl Incident {
+    /// One that was just opened, for tests.
+    pub(crate) fn example(scenario: Scenario, opened_at: Timestamp) -> Self {
+        Self {
+            id: IncidentId::new(),
+            scenario,
+            severity: scenario.severity(),
+            component: ComponentName::instance(0),
+            cause: "killed".to_owned(),
+            state: IncidentState::Open,
+            first_sign: opened_at,
+            opened_at,
+            restored_at: None,
+            closed_at: None,
+            round: 0,
+            ask: None,
+        }
+    }
+}
+
 const COLUMNS: &str = "id, scenario, severity, component, cause, state, first_sign, opened_at, restored_at, closed_at, round, ask";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Incident> {

@@ -144,8 +144,8 @@ fn concerns(team: Team, scenario: Scenario) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use resurgam_model::Severity;
     use resurgam_model::plan::EffectivePlan;
-    use resurgam_model::{ComponentName, Severity};
     use serde_json::json;
 
     use super::*;
@@ -157,17 +157,7 @@ pub(super) mod tests {
     pub(crate) fn incident(scenario: Scenario) -> Incident {
         Incident {
             id: "0199a2c0-0000-7000-8000-000000000001".parse().unwrap(),
-            scenario,
-            severity: scenario.severity(),
-            component: ComponentName::new("postgres-0").unwrap(),
-            cause: "killed".to_owned(),
-            state: IncidentState::Open,
-            first_sign: at(0),
-            opened_at: at(0),
-            restored_at: None,
-            closed_at: None,
-            round: 0,
-            ask: None,
+            ..Incident::example(scenario, at(0))
         }
     }
 

@@ -53,6 +53,34 @@ fn another_instance_reigns_by_order_and_the_preferred_one_again() {
     up.process.stop(&place);
 }
 
+#[test]
+fn a_handover_that_people_refuse_leaves_all_as_it_was() {
+    let place = Place::for_drills(&format!(
+        "{PLAN}[postgres]\nsynchronous = false\n[approvals.failback]\nask = 'dangerous'\n"
+    ));
+    let mut up = Up::ready(&place);
+    let epoch = up.wait_ready(&place)["postgres"]["epoch"].clone();
+    let order = place.start(&["failback", "--to", "postgres-1"]);
+    let id = until("the fence waits for a person", LONG, &place, || {
+        let open = place.finish(&["incident", "list", "--open", "--json"]).json();
+        let id = open[0]["id"].as_str()?.to_owned();
+        let shown = place.finish(&["incident", "show", &id, "--json"]).json();
+        shown["steps"].as_array()?.iter().any(|s| s["status"] == "waiting").then_some(id)
+    });
+    assert_eq!(up.status(&place).unwrap()["postgres"]["synchronous"], "postgres-1");
+    assert_eq!(place.finish(&["reject", &id]).status.code(), Some(0));
+    let ended = order.end(&place, LONG);
+    assert_eq!(ended.status.code(), Some(4), "{ended:?}\n{}", place.logs());
+    // Commits wait for nobody again, as the plan wants it.
+    let status = until("commits wait for nobody", LONG, &place, || {
+        let status = up.status(&place)?;
+        status["postgres"]["synchronous"].is_null().then_some(status)
+    });
+    assert_eq!(reigning(&status), "postgres-0");
+    assert_eq!(status["postgres"]["epoch"], epoch);
+    up.process.stop(&place);
+}
+
 /// Hands over to and fro; the controller dies at a step, and the next one goes on.
 fn rounds(faults: &[&str]) {
     let place = Place::for_drills(PLAN);
