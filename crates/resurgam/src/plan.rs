@@ -50,6 +50,17 @@ impl Loaded {
         &self.effective.plan
     }
 
+    /// Has every vault opened with the password in this file, in place of the plan's own ways to one.
+    pub(crate) fn with_password(&mut self, file: &Path) -> Result<(), Failure> {
+        let file = std::path::absolute(file)?;
+        for vault in &mut self.effective.plan.backup.vaults {
+            vault.password_file = Some(file.clone());
+            vault.password_env = None;
+            vault.password_command = Vec::new();
+        }
+        Ok(())
+    }
+
     /// A path of the plan, which starts at the plan file's folder unless it is absolute.
     pub(crate) fn path(&self, path: &Path) -> PathBuf {
         self.base.join(path)

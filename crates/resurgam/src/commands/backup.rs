@@ -91,6 +91,10 @@ struct VerifyArgs {
     /// All of them.
     #[arg(long)]
     all: bool,
+    /// Open the vaults with the password in this file alone, and not by the plan's ways: proves that a key
+    /// which is kept elsewhere is enough.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     #[command(flatten)]
     which: Which,
 }
@@ -290,7 +294,10 @@ pub(crate) fn find<'a>(
 }
 
 async fn verify(args: &VerifyArgs) -> Result<u8, Failure> {
-    let loaded = Loaded::read(args.which.plan.as_deref())?;
+    let mut loaded = Loaded::read(args.which.plan.as_deref())?;
+    if let Some(file) = &args.password_file {
+        loaded.with_password(file)?;
+    }
     let progress = output::Progress::new(false);
     let say = |text: &str| progress.say(text);
     let (vaults, mut exit) = vaults(&loaded, &args.which).await?;

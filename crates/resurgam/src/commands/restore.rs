@@ -66,13 +66,20 @@ pub(crate) struct RestoreArgs {
     /// Do not ask.
     #[arg(long)]
     yes: bool,
+    /// Open the vaults with the password in this file, in place of the plan's ways to one: for the key that
+    /// is kept elsewhere.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     /// The plan of the deployment.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: RestoreArgs) -> Result<u8, Failure> {
-    let loaded = Loaded::read(args.plan.as_deref())?;
+    let mut loaded = Loaded::read(args.plan.as_deref())?;
+    if let Some(file) = &args.password_file {
+        loaded.with_password(file)?;
+    }
     if args.at.is_some_and(|at| at > Timestamp::now()) {
         return Err(Failure::usage("that moment is yet to come; --latest restores all there is"));
     }

@@ -268,7 +268,18 @@ fn keys_are_added_rotated_and_removed_and_one_always_opens() {
         place.finish(&["vault", "key", "remove", "here", present["id"].as_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
 
-    // With the key from escrow alone.
+    // With the key from escrow alone, also where the plan's own password is gone.
+    fs::rename(place.path("password"), place.path("away")).unwrap();
+    let verify = ["backup", "verify", "--latest", "--password-file"];
+    let drilled = place.start(&[&verify[..], &["escrow"]].concat()).end(&place, LONG);
+    assert_eq!(drilled.status.code(), Some(0), "{drilled:?}");
+    assert!(drilled.out.contains("the platform was ready on it"), "{drilled:?}");
+    fs::write(place.path("other"), "not that one\n").unwrap();
+    let wrong = place.finish(&[&verify[..], &["other"]].concat());
+    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
+    assert!(wrong.err.contains("the password does not open the vault here"), "{wrong:?}");
+    assert!(!wrong.err.contains("not that one"), "{wrong:?}");
+    fs::rename(place.path("away"), place.path("password")).unwrap();
     let plan = fs::read_to_string(place.path("resurgam.toml")).unwrap();
     fs::write(place.path("escrow.toml"), plan.replace("'password'", "'escrow'")).unwrap();
     fs::remove_file(place.path("password")).unwrap();
