@@ -14,6 +14,7 @@ use resurgam_recovery::status::{Instance, Postgres, Status};
 use super::backup::age;
 use super::bus;
 use super::drill::wrapped;
+use crate::calendar::{self, Outcome};
 use crate::cli::StatusArgs;
 use crate::failure::{Failure, code};
 use crate::output;
@@ -37,6 +38,7 @@ pub(crate) async fn run(args: &StatusArgs) -> Result<u8, Failure> {
         output::json(&status)?;
     } else {
         print(&status);
+        print_calendar(&loaded)?;
     }
     Ok(if status.ready { code::OK } else { code::MISSED })
 }
@@ -136,6 +138,24 @@ fn print(status: &Status) {
         ]);
     }
     output::data(&table.to_string());
+}
+
+/// The drills of the calendar that were not held, or did not pass.
+fn print_calendar(loaded: &Loaded) -> Result<(), Failure> {
+    let entries = calendar::entries(&loaded.state_dir())?;
+    for drill in &loaded.plan().drills {
+        let Some(entry) = calendar::last(&entries, &drill.name) else { continue };
+        let word = match entry.outcome {
+            Outcome::Missed => "was not held",
+            Outcome::Failed => "did not pass",
+            Outcome::Planned | Outcome::Passed | Outcome::BrokenOff => continue,
+        };
+        output::data(&format!(
+            "the drill {} of {} {word}: {}",
+            drill.name, entry.due, entry.detail
+        ));
+    }
+    Ok(())
 }
 
 /// What would be lost if something happened now, and for how long.

@@ -77,6 +77,8 @@ fn a_blackout_and_an_open_incident_keep_drills_away_and_what_is_missed_is_told()
     assert_eq!(missed["outcome"], "missed", "{missed:#}");
     let detail = missed["detail"].as_str().unwrap();
     assert!(detail.ends_with("times in a row: the controller did not run"), "{detail}");
+    let status = place.finish(&["status"]);
+    assert!(status.out.contains("the drill often of"), "{status:?}");
     let audited = place.finish(&["audit", "--json"]).json();
     let findings = audited["findings"].as_array().unwrap();
     assert!(findings.iter().any(|found| found["rule"] == "calendar-missed"), "{audited:#}");
