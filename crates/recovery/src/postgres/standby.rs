@@ -21,6 +21,8 @@ use super::runbook::{Redundant, until_redundant};
 use crate::processes::{keep, start_again};
 use crate::runbook::{Danger, Done, Outline, SoFar, Step, Stop};
 
+/// A keeper that lives and says nothing for so long is stuck.
+const STUCK: Duration = Duration::from_secs(10);
 /// A standby that does not stream for so long, although its process runs, is lost. Long enough for a
 /// broken connection, and for a machine that is very busy.
 const MISSED: Duration = Duration::from_secs(10);
@@ -142,10 +144,10 @@ impl Database {
         found.ok_or_else(|| Stop::Refuse(format!("this deployment has no {name}")))
     }
 
-    /// Whether the keeper of an instance has said nothing of late.
-    fn is_silent(&self, name: &ComponentName) -> bool {
+    /// Whether the keeper of an instance has said nothing for so long.
+    fn is_silent(&self, name: &ComponentName, patience: Duration) -> bool {
         let view = self.authority.view();
-        view.seen.get(name).is_none_or(|seen| seen.at.elapsed() > FRESH * 2)
+        view.seen.get(name).is_none_or(|seen| seen.at.elapsed() > patience)
     }
 }
 
@@ -174,7 +176,7 @@ impl Step for Confirm {
             .is_some_and(|at| at.as_millisecond() >= so_far.incident.first_sign.as_millisecond())
         {
             signs.push(format!("{name} was started again"));
-        } else if database.is_silent(name) {
+        } else if database.is_silent(name, FRESH * 2) {
             signs.push("its keeper says nothing".to_owned());
         }
         if missing(&view, Instant::now()).contains(&name) {
@@ -229,7 +231,7 @@ impl Step for Restart {
         let young = standby
             .started_at
             .is_some_and(|at| Timestamp::now().as_millisecond() - at.as_millisecond() < 5_000);
-        let silent = database.is_silent(&standby.name) && !young;
+        let silent = database.is_silent(&standby.name, FRESH * 2) && !young;
         let stuck = silent.then(|| standby.name.clone()).into_iter().collect();
         start_again(&*database.deployment, &[standby], &stuck).await
     }
@@ -268,7 +270,44 @@ impl Step for Redundancy {
         true
     }
 
-    async fn run(&self, _: &SoFar<'_>) -> Result<Done, Stop> {
+    async fn run(&self, so_far: &SoFar<'_>) -> Result<Done, Stop> {
+        tokio::select! {
+            done = self.wait() => done,
+            stop = self.watch_over(so_far) => Err(stop),
+        }
+    }
+}
+
+impl Redundancy {
+    /// Starts the standby anew if it gets stuck meanwhile: the step before may have found it too young to
+    /// tell. Ends only when that cannot be done.
+    async fn watch_over(&self, so_far: &SoFar<'_>) -> Stop {
+        let database = &self.0;
+        loop {
+            tokio::time::sleep(FRESH).await;
+            let standby = match database.standby(so_far).await {
+                Ok(standby) => standby,
+                Err(stop) => return stop,
+            };
+            let old = standby.started_at.is_some_and(|at| {
+                let age = Duration::try_from(Timestamp::now().duration_since(at));
+                age.is_ok_and(|age| age > STUCK)
+            });
+            let primary = database.authority.view().state.primary;
+            if primary.as_ref() == Some(&standby.name)
+                || !old
+                || !database.is_silent(&standby.name, STUCK)
+            {
+                continue;
+            }
+            let stuck = std::iter::once(standby.name.clone()).collect();
+            if let Err(stop) = start_again(&*database.deployment, &[standby], &stuck).await {
+                return stop;
+            }
+        }
+    }
+
+    async fn wait(&self) -> Result<Done, Stop> {
         let database = &self.0;
         // What was heard before says how it was before: first the standbys must say anew that they
         // stream, and after that the primary.

@@ -32,6 +32,7 @@ mod overtaken;
 mod paper;
 mod pool;
 mod recover;
+mod standby;
 mod start_errors;
 mod telemetry;
 mod workflows_killed;
