@@ -16,18 +16,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::Result;
-use crate::brokers::{self, Brokers};
-use crate::connections::{self, Line, Relief};
+use crate::brokers;
+use crate::connections::{self, Line};
 use crate::disk;
 use crate::exposure::Measurements;
 use crate::finding::Watched;
-use crate::health::{self, Board, Readiness};
+use crate::health::{self, Board};
 use crate::journal::{Incident, IncidentState, Journal, NewIncident};
 use crate::notify;
-use crate::postgres::{self, Aim, Authority, Beat, Database};
-use crate::processes::{self, Processes};
+use crate::postgres::{self, Authority, Beat};
 use crate::restorer::{SharedRestorer, VaultStanding};
-use crate::runbook::{Step, Terms, execute, faults::Fault};
+use crate::runbook::{Terms, execute, faults::Fault};
 use crate::scaling;
 use crate::status::Pool;
 use crate::stuck;
@@ -85,13 +84,13 @@ pub struct Controller {
     /// What was seen last of the pool of workers.
     pub(crate) pool: watch::Sender<Option<Pool>>,
     /// What the API said last of the buses.
-    buses: watch::Sender<Option<BusStatus>>,
+    pub(crate) buses: watch::Sender<Option<BusStatus>>,
     /// The size of the pool of workers that a person has ordered.
     pub(crate) ordered_size: watch::Sender<Option<u16>>,
     /// Starts components again on purpose.
     pub(crate) upkeep: Arc<Upkeep>,
     /// The line to the owned PostgreSQL for when nobody else gets one.
-    line: Option<Arc<Line>>,
+    pub(crate) line: Option<Arc<Line>>,
     /// What was seen last of its connections.
     pub(crate) connections: watch::Sender<Option<connections::Seen>>,
     /// How those stand over whom people are told.
@@ -154,59 +153,6 @@ impl Controller {
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.parts.postgres.as_ref().map(|(authority, _, _)| authority)
-    }
-
-    /// What the steps of a scenario of the database work on.
-    pub(crate) fn database(&self, scenario: Scenario) -> Option<Database> {
-        let (authority, _, _) = self.parts.postgres.as_ref()?;
-        Some(Database {
-            authority: Arc::clone(authority),
-            beat: self.beat.subscribe(),
-            deployment: Arc::clone(&self.parts.deployment),
-            journal: self.parts.journal.clone(),
-            platform: Readiness::new(self.parts.api.clone()),
-            objectives: self.parts.plan.objectives(scenario),
-            synchronous: self.parts.plan.postgres.synchronous,
-            restorer: self.parts.restorer.clone(),
-            aim: match scenario {
-                Scenario::PostgresRestore => Aim::FromVault,
-                Scenario::DatabaseCorruption => Aim::Damaged,
-                Scenario::Failback => Aim::Handover,
-                _ => Aim::Lost,
-            },
-        })
-    }
-
-    fn processes(&self) -> Processes {
-        Processes {
-            deployment: Arc::clone(&self.parts.deployment),
-            board: self.board.subscribe(),
-            detection: self.parts.plan.detection,
-            platform: Readiness::new(self.parts.api.clone()),
-            journal: self.parts.journal.clone(),
-        }
-    }
-
-    fn brokers(&self) -> Brokers {
-        Brokers {
-            deployment: Arc::clone(&self.parts.deployment),
-            buses: self.buses.subscribe(),
-            plan: self.parts.plan.bus.clone(),
-            platform: Readiness::new(self.parts.api.clone()),
-            journal: self.parts.journal.clone(),
-        }
-    }
-
-    fn relief(&self) -> Option<Relief> {
-        Some(Relief {
-            line: Arc::clone(self.line.as_ref()?),
-            seen: self.connections.clone(),
-            policy: self.parts.plan.postgres.connections.clone(),
-            deployment: Arc::clone(&self.parts.deployment),
-            upkeep: Arc::clone(&self.upkeep),
-            journal: self.parts.journal.clone(),
-            platform: Readiness::new(self.parts.api.clone()),
-        })
     }
 
     /// What the API said last of the buses.
@@ -409,37 +355,6 @@ impl Controller {
             }
             Ok(())
         });
-    }
-
-    fn runbook(&self, scenario: Scenario) -> Option<Vec<Box<dyn Step>>> {
-        match scenario {
-            Scenario::PostgresPrimary
-            | Scenario::PostgresRestore
-            | Scenario::DatabaseCorruption => {
-                self.database(scenario).map(|database| postgres::steps(&database))
-            }
-            Scenario::Failback => {
-                self.database(scenario).map(|database| postgres::handover_steps(&database))
-            }
-            Scenario::PostgresStandby => {
-                self.database(scenario).map(|database| postgres::standby_steps(&database))
-            }
-            Scenario::StuckTasks => Some(stuck::steps(&stuck::Hung {
-                api: self.parts.api.clone(),
-                deployment: Arc::clone(&self.parts.deployment),
-                upkeep: Arc::clone(&self.upkeep),
-                journal: self.parts.journal.clone(),
-            })),
-            Scenario::DiskFilling => Some(disk::steps(&disk::Disk {
-                state: self.parts.state_dir.clone(),
-                min_free_mb: self.parts.plan.disk.min_free_mb,
-                journal: self.parts.journal.clone(),
-                platform: Readiness::new(self.parts.api.clone()),
-            })),
-            Scenario::PoolExhaustion => self.relief().map(|relief| connections::steps(&relief)),
-            other => brokers::steps(&self.brokers(), other)
-                .or_else(|| processes::steps(&self.processes(), other)),
-        }
     }
 
     /// Opens an incident for what was found, or begins the recovery of the last one for the same

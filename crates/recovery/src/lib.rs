@@ -30,6 +30,7 @@ pub mod postgres;
 pub mod processes;
 pub mod restorer;
 pub mod runbook;
+mod runbooks;
 pub mod scaling;
 pub mod server;
 mod severity;

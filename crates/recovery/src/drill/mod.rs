@@ -10,6 +10,7 @@ mod damage;
 pub mod fault;
 pub mod fence;
 pub mod fill;
+mod handover;
 mod hang;
 pub mod history;
 pub mod leak;
@@ -19,6 +20,7 @@ pub mod load;
 pub mod lost;
 mod run;
 pub mod subject;
+mod whole;
 
 pub use fault::FaultKind;
 pub use run::{Drill, Progress};

@@ -25,9 +25,9 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// The same after a restore, where what was acknowledged after the backup never comes.
 const SETTLING: Duration = Duration::from_secs(15);
 /// How long until an incident must be open.
-const DETECTION: Duration = Duration::from_secs(30);
+pub(super) const DETECTION: Duration = Duration::from_secs(30);
 /// How long a recovery may take before the drill gives up on it.
-const RECOVERY: Duration = Duration::from_secs(300);
+pub(super) const RECOVERY: Duration = Duration::from_secs(300);
 /// How long a worker is given to take a task before it is killed without one.
 const TAKING: Duration = Duration::from_secs(2);
 /// How long brokers may take to be there, and their clusters to be whole.
@@ -263,75 +263,6 @@ impl Drill<'_> {
         strike(&victims, kind).await?;
         let at = Timestamp::now();
         let incident = self.recovery(Scenario::PostgresStandby, since).await?;
-        Ok(Struck { at, incident, ..Struck::default() })
-    }
-
-    /// Has another instance reign first, and then hands over to the preferred one, as people order it.
-    async fn failback(&mut self, status: &Status) -> Result<Struck> {
-        let missing = || {
-            Error::Drill("this deployment has no standby of PostgreSQL to hand over to".to_owned())
-        };
-        let postgres = status.postgres.as_ref().ok_or_else(missing)?;
-        let preferred = self.subject.plan().postgres.preferred.clone();
-        let other = postgres.instances.iter().find(|instance| instance.name != preferred);
-        let other = other.ok_or_else(missing)?;
-        if postgres.primary.as_ref() == Some(&preferred) {
-            self.say(&format!("handing over to {} first", other.name));
-            self.subject.command(&["failback", "--to", other.name.as_str()]).await?;
-            self.subject.ready().await?;
-        }
-        let status = self.subject.status().await?;
-        let primary = status.postgres.as_ref().and_then(|postgres| postgres.primary.clone());
-        let former = primary.ok_or_else(|| Error::Drill("there is no primary".to_owned()))?;
-        let instance = postgres.instances.iter().find(|instance| instance.name == former);
-        let address = instance.ok_or_else(missing)?.address;
-        let programs = Programs::find(self.subject.plan().postgres.bin_dir.as_deref())?;
-        let state_dir = self.subject.state_dir().to_owned();
-        let mut witness = Witness::new(&state_dir, former.as_str(), address, programs).await?;
-        self.say(&format!("handing over from {former} to {preferred}"));
-        let at = Timestamp::now();
-        let ordered = self.subject.command(&["failback"]);
-        let watched = async {
-            let incident = self.subject.incident(Scenario::Failback, at, DETECTION).await?;
-            self.until(&incident, |detail| {
-                let fenced =
-                    |step: &StepReport| step.name == "fence" && step.status != StepStatus::Started;
-                detail.steps.iter().any(fenced) || detail.incident.state != IncidentState::Open
-            })
-            .await?;
-            // From here on nobody may write there any more.
-            witness.begin();
-            witness.keep_starting();
-            self.until(&incident, |detail| detail.incident.state != IncidentState::Open).await
-        };
-        let (ordered, detail) = tokio::join!(ordered, watched);
-        let (split_brain, fence) = witness.end().await;
-        ordered?;
-        Ok(Struck { at, incident: Some(detail?), split_brain, fence, ..Struck::default() })
-    }
-
-    /// Strikes the controller alone. That the rest dies with it, and comes back, is its guard's business.
-    async fn controller(&mut self, kind: FaultKind) -> Result<Struck> {
-        let victim = self.subject.controller();
-        let victim = victim.ok_or_else(|| Error::Drill("no controller runs".to_owned()))?;
-        self.say(&format!("{} the controller", kind.as_str()));
-        let _frozen = Frozen::by(kind, &[victim]);
-        let since = Timestamp::now();
-        strike(&[victim], kind).await?;
-        let at = Timestamp::now();
-        self.say("waiting until its guard has started another one");
-        self.subject.next_controller(RECOVERY).await?;
-        let incident = self.recovery(Scenario::Controller, since).await?;
-        Ok(Struck { at, incident, ..Struck::default() })
-    }
-
-    async fn full_stop(&mut self, _: &Status) -> Result<Struck> {
-        self.say("killing every process, the controller included");
-        let since = Timestamp::now();
-        self.subject.kill_all().await?;
-        let at = Timestamp::now();
-        self.subject.start_again().await?;
-        let incident = self.recovery(Scenario::FullStop, since).await?;
         Ok(Struck { at, incident, ..Struck::default() })
     }
 
