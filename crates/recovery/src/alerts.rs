@@ -10,8 +10,8 @@ use resurgam_model::{ComponentName, Scenario, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::journal::Journal;
 use crate::journal::orders::{Order, Ordered};
+use crate::journal::{IncidentState, Journal};
 
 /// The label with the scenario.
 pub const SCENARIO: &str = "resurgam_scenario";
@@ -19,6 +19,8 @@ pub const SCENARIO: &str = "resurgam_scenario";
 pub const COMPONENT: &str = "resurgam_component";
 /// So many alerts at once at most.
 const MOST: usize = 100;
+/// Among so many incidents the last of a scenario is looked for.
+const RECENT: u32 = 50;
 
 /// What Alertmanager sends, as far as it is of use here; there is more in it.
 #[derive(Debug, Deserialize)]
@@ -33,6 +35,43 @@ struct Alert {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    /// Stays the same for as long as the labels do.
+    #[serde(default)]
+    fingerprint: Option<String>,
+    #[serde(default, rename = "startsAt")]
+    starts_at: Option<Timestamp>,
+}
+
+/// One firing of an alert, which is sent again and again while it lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firing {
+    fingerprint: String,
+    since: Timestamp,
+}
+
+/// What follows from all that was sent.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// Each with the firing that it is of, if that is known.
+    told: Vec<(Option<Firing>, Order)>,
+    /// How many alerts were passed over.
+    passed_over: usize,
+}
+
+impl Firing {
+    fn of(alert: &Alert) -> Option<Self> {
+        let fingerprint = alert.fingerprint.clone()?;
+        let known = !fingerprint.is_empty()
+            && fingerprint.len() <= 64
+            && fingerprint.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        known.then_some(Self { fingerprint, since: alert.starts_at? })
+    }
+
+    /// Under which the journal keeps the last firing of the alert, and its value.
+    fn mark(&self) -> (String, u64) {
+        let since = u64::try_from(self.since.as_millisecond()).unwrap_or_default();
+        (format!("alert/{}", self.fingerprint), since)
+    }
 }
 
 /// What came of it.
@@ -42,18 +81,20 @@ pub struct Taken {
     pub taken: usize,
     /// Alerts that are over, or name no scenario.
     pub passed_over: usize,
+    /// Alerts that were taken before, and still fire: what was recovered is not recovered again and again.
+    pub repeated: usize,
 }
 
-/// The orders that follow from what was sent, and how many alerts were passed over.
+/// The orders that follow from what was sent.
 ///
 /// # Errors
 /// Which alert cannot be used, and why. Then none is.
-pub fn orders(sent: Webhook) -> std::result::Result<(Vec<Order>, usize), String> {
+pub fn orders(sent: Webhook) -> std::result::Result<Orders, String> {
     if sent.alerts.len() > MOST {
         return Err(format!("{} alerts at once are too many; at most {MOST}", sent.alerts.len()));
     }
     let all = sent.alerts.len();
-    let mut orders = Vec::new();
+    let mut told = Vec::new();
     for alert in sent.alerts.into_iter().filter(|alert| alert.status == "firing") {
         let Some(scenario) = alert.labels.get(SCENARIO) else { continue };
         let name = alert.labels.get("alertname").map_or("an alert", String::as_str);
@@ -69,22 +110,42 @@ pub fn orders(sent: Webhook) -> std::result::Result<(Vec<Order>, usize), String>
             Some(summary) => format!("{name}: {}", summary.chars().take(500).collect::<String>()),
             None => name.to_owned(),
         };
-        orders.push(Order::Report { scenario, component, finding });
+        told.push((Firing::of(&alert), Order::Report { scenario, component, finding }));
     }
-    let passed_over = all - orders.len();
-    Ok((orders, passed_over))
+    let passed_over = all - told.len();
+    Ok(Orders { told, passed_over })
 }
 
 /// Writes them down for the controller.
 ///
 /// # Errors
 /// When the journal fails.
-pub(crate) fn take(journal: &Journal, orders: Vec<Order>, passed_over: usize) -> Result<Taken> {
-    let taken = orders.len();
-    for order in orders {
+pub(crate) fn take(journal: &Journal, orders: Orders) -> Result<Taken> {
+    let Orders { told, passed_over } = orders;
+    let (mut taken, mut repeated) = (0, 0);
+    for (firing, order) in told {
+        let mark = firing.as_ref().map(Firing::mark);
+        if let Some((reader, since)) = &mark
+            && journal.marked(reader)? == Some(*since)
+            && !has_failed(journal, &order)?
+        {
+            repeated += 1;
+            continue;
+        }
         journal.order(&Ordered { by: "alertmanager".to_owned(), order }, Timestamp::now())?;
+        if let Some((reader, since)) = mark {
+            journal.mark(&reader, since)?;
+        }
+        taken += 1;
     }
-    Ok(Taken { taken, passed_over })
+    Ok(Taken { taken, passed_over, repeated })
+}
+
+/// Whether the last recovery of what is reported did not succeed: then the next word is welcome.
+fn has_failed(journal: &Journal, order: &Order) -> Result<bool> {
+    let Order::Report { scenario, .. } = order else { return Ok(false) };
+    let last = journal.incidents(RECENT)?.into_iter().find(|last| last.scenario == *scenario);
+    Ok(last.is_some_and(|l| matches!(l.state, IncidentState::Failed | IncidentState::Refused)))
 }
 
 /// The token that callers must show.
@@ -111,8 +172,45 @@ mod tests {
 
     use super::*;
 
+    fn sent(alerts: &serde_json::Value) -> Webhook {
+        serde_json::from_value(json!({ "version": "4", "alerts": alerts })).unwrap()
+    }
+
     fn read(alerts: &serde_json::Value) -> std::result::Result<(Vec<Order>, usize), String> {
-        orders(serde_json::from_value(json!({ "version": "4", "alerts": alerts })).unwrap())
+        let Orders { told, passed_over } = orders(sent(alerts))?;
+        Ok((told.into_iter().map(|(_, order)| order).collect(), passed_over))
+    }
+
+    #[test]
+    fn an_alert_that_is_sent_again_while_it_fires_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&dir.path().join("journal.db")).unwrap();
+        let alert = |since: &str| {
+            json!([{ "status": "firing", "labels": { SCENARIO: "api" },
+                     "fingerprint": "091afb4f962320df", "startsAt": since }])
+        };
+        let take = |alerts: &serde_json::Value| {
+            let taken = take(&journal, orders(sent(alerts)).unwrap()).unwrap();
+            (taken.taken, taken.repeated)
+        };
+        let first = alert("2026-11-30T15:42:56.828Z");
+        assert_eq!(take(&first), (1, 0));
+        assert_eq!(take(&first), (0, 1));
+        assert_eq!(take(&alert("2026-11-30T16:00:00Z")), (1, 0), "it fires anew");
+        let nameless = json!([{ "status": "firing", "labels": { SCENARIO: "api" } }]);
+        assert_eq!((take(&nameless), take(&nameless)), ((1, 0), (1, 0)), "nobody can tell");
+        // What did not succeed is tried again at the next word.
+        let new = crate::journal::NewIncident {
+            scenario: Scenario::Api,
+            component: ComponentName::new("api").unwrap(),
+            cause: "told".to_owned(),
+            first_sign: Timestamp::now(),
+        };
+        let incident = journal.open_incident(&new, Timestamp::now()).unwrap();
+        let second = alert("2026-11-30T16:00:00Z");
+        assert_eq!(take(&second), (0, 1));
+        journal.close_incident(incident.id, IncidentState::Failed, Timestamp::now()).unwrap();
+        assert_eq!(take(&second), (1, 0));
     }
 
     #[test]

@@ -130,12 +130,10 @@ async fn alerted(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
     let sent = serde_json::from_slice(&body);
     let sent = sent.map_err(|error| format!("this is no webhook of Alertmanager: {error}"));
     match sent.and_then(alerts::orders) {
-        Ok((orders, passed_over)) => {
-            match alerts::take(controller.journal(), orders, passed_over) {
-                Ok(taken) => (StatusCode::ACCEPTED, Json(taken)).into_response(),
-                Err(error) => failed(&error),
-            }
-        }
+        Ok(orders) => match alerts::take(controller.journal(), orders) {
+            Ok(taken) => (StatusCode::ACCEPTED, Json(taken)).into_response(),
+            Err(error) => failed(&error),
+        },
         Err(why) => problem(StatusCode::BAD_REQUEST, why),
     }
 }
