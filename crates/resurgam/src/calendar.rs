@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 use tokio::sync::Mutex;
 
+use crate::commands::guard::FOUND;
 use crate::failure::{Failure, code};
 use crate::plan::Loaded;
 
@@ -244,6 +245,8 @@ impl Calendar {
                 .args((drill.on == Place::Copy).then_some("--copy"))
                 .arg("--plan")
                 .arg(plan_file)
+                // What a guard has found is about this controller, and not about one of a copy.
+                .env_remove(FOUND)
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log.try_clone()?);

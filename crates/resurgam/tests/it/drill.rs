@@ -251,7 +251,8 @@ fn kafka_is_lost_and_messages_take_rabbitmq() {
 #[test]
 fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
     let place = Place::new(
-        "[deployment]\ndrills = 'allowed'\nstate_dir = 'state'\n[backup]\nscheduled = false\n\
+        "[deployment]\ndrills = 'allowed'\nstate_dir = 'state'\n[disk]\nmin_free_mb = 0\n\
+         [backup]\nscheduled = false\n\
          [[backup.vaults]]\nname = 'here'\npath = 'vault'\npassword_file = 'password'\n",
     );
     fs::write(place.path("password"), "the password of the vault\n").unwrap();
@@ -263,7 +264,9 @@ fn all_scenarios_of_a_plan_are_drilled_and_remembered() {
     let ended = place.start(&all).end(&place, 4 * LONG);
     assert_eq!(ended.status.code(), Some(0), "{}", ended.told(&place));
     place.assert_nothing_left();
-    assert!(ended.err.contains("left out: postgres-primary: "), "{}", ended.err);
+    for left_out in ["postgres-primary", "disk-filling"] {
+        assert!(ended.err.contains(&format!("left out: {left_out}: ")), "{}", ended.err);
+    }
     let names = |reports: &Value| -> Vec<String> {
         let reports = reports.as_array().unwrap().iter();
         reports.map(|report| report["scenario"].as_str().unwrap().to_owned()).collect()
