@@ -333,9 +333,6 @@ mod tests {
         assert_eq!(at(done, "2026-12-28T00:00:00Z"), Turn::Missed(third, 3));
         assert_eq!(at(done, "2026-12-27T03:10:00Z"), Turn::Due(third), "it makes up for them");
         assert_eq!(at(done, "2020-01-01T00:00:00Z"), Turn::Waits, "a clock that was put back");
-        let never = drill("0 0 30 2 *");
-        let late = entry("2026-12-06T03:00:00Z");
-        assert_eq!(turn(&never, Some(&late), moment("2027-12-06T03:00:00Z")), Turn::Waits);
     }
 
     #[test]
