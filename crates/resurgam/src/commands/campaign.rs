@@ -6,7 +6,7 @@ use resurgam_recovery::drill::campaign::{Campaign, CampaignReport, RoundReport};
 use resurgam_recovery::drill::load::{Load, Shape};
 
 use super::drill::wrapped;
-use super::ground::{Ground, Makeshift};
+use super::ground::{self, Ground, Makeshift, Turn};
 use super::status::word_of;
 use crate::cli::DrillArgs;
 use crate::failure::{Failure, code};
@@ -23,15 +23,22 @@ pub(crate) async fn run(args: &DrillArgs) -> Result<u8, Failure> {
         None => u64::try_from(resurgam_model::Timestamp::now().as_second()).unwrap_or_default(),
     };
     let progress = Progress::new(args.json);
+    let _turn;
     let ground = match &args.plan {
         Some(file) => {
-            promises_everything(Loaded::read(Some(file))?.plan())?;
+            let loaded = Loaded::read(Some(file))?;
+            promises_everything(loaded.plan())?;
+            ground::allowed(file, args.copy)?;
+            _turn = Some(Turn::take(&loaded)?);
             match args.copy {
                 true => Ground::copy_of(file, &progress).await?,
                 false => Ground::of_plan(file)?,
             }
         }
-        None => Ground::temporary(&temporary_plan(args)?)?,
+        None => {
+            _turn = None;
+            Ground::temporary(&temporary_plan(args)?)?
+        }
     };
     progress.say(&format!("starting a deployment; the seed is {seed}"));
     let outcome = tokio::select! {

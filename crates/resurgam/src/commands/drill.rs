@@ -34,10 +34,6 @@ pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
     if args.calendar {
         return calendar::show(args.plan.as_deref(), args.json);
     }
-    let _turn = match &args.plan {
-        Some(file) => Some(Turn::take(&Loaded::read(Some(file))?)?),
-        None => None,
-    };
     if args.random {
         return campaign::run(&args).await;
     }
@@ -51,6 +47,17 @@ pub(crate) async fn run(args: DrillArgs) -> Result<u8, Failure> {
             faults(*scenario).join(" or ")
         )));
     }
+    // What is refused leaves nothing behind.
+    let _turn = match &args.plan {
+        Some(file) => {
+            ground::allowed(file, args.copy)?;
+            if let (Some(scenario), false) = (args.scenario, args.copy) {
+                Ground::of_plan(file)?.fits(scenario)?;
+            }
+            Some(Turn::take(&Loaded::read(Some(file))?)?)
+        }
+        None => None,
+    };
     let mut shutdown = std::pin::pin!(shutdown::requested());
     let progress = Progress::new(args.json);
     let mut outcomes: Vec<Outcome> = Vec::new();

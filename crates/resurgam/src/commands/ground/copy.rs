@@ -21,17 +21,7 @@ impl Ground {
     /// Makes one in a temporary folder.
     pub(crate) async fn copy_of(file: &Path, progress: &Progress) -> Result<Self, Failure> {
         let loaded = Loaded::read(Some(file))?;
-        if loaded.plan().store.kind == StoreKind::External {
-            return Err(Failure::refused(
-                "an external database is not backed up from here, so there is nothing to make a copy from",
-            ));
-        }
-        if loaded.plan().backup.vaults.is_empty() {
-            return Err(Failure::usage(
-                "a copy is restored from the last backup, but the plan has no vault; add one under [[backup.vaults]]",
-            ));
-        }
-        open_to_drills(loaded.plan())?;
+        allowed(&loaded)?;
         let dir = folder()?;
         let plan_file = dir.path().join("resurgam.toml");
         progress.say("restoring the last backup into a copy");
@@ -57,6 +47,21 @@ impl Ground {
         let of = Some(loaded.state_dir());
         Ok(Self { plan, plan_file, state_dir, temporary: Some(dir), of })
     }
+}
+
+/// Whether a copy can be made, and may be broken now.
+pub(super) fn allowed(loaded: &Loaded) -> Result<(), Failure> {
+    if loaded.plan().store.kind == StoreKind::External {
+        return Err(Failure::refused(
+            "an external database is not backed up from here, so there is nothing to make a copy from",
+        ));
+    }
+    if loaded.plan().backup.vaults.is_empty() {
+        return Err(Failure::usage(
+            "a copy is restored from the last backup, but the plan has no vault; add one under [[backup.vaults]]",
+        ));
+    }
+    open_to_drills(loaded.plan())
 }
 
 /// The plan of the copy: the same database, brokers and objectives; nothing that reaches others.

@@ -199,6 +199,14 @@ pub(crate) fn fits_plan(
     Ok(())
 }
 
+/// Whether the plan lets a deployment of it, or a copy, be drilled at all.
+pub(crate) fn allowed(file: &Path, copied: bool) -> Result<(), Failure> {
+    match copied {
+        true => copy::allowed(&Loaded::read(Some(file))?),
+        false => Ground::of_plan(file).map(drop),
+    }
+}
+
 /// A temporary folder, with a password for a vault in it.
 fn folder() -> Result<TempDir, Failure> {
     let dir = tempfile::Builder::new().prefix("resurgam-").tempdir()?;
