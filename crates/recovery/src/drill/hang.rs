@@ -1,6 +1,6 @@
 //! An agent that takes a task and never ends it, and shows itself all the while.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use resurgam_client::Client;
 use resurgam_model::agent::{Heartbeat, Registration};
@@ -20,6 +20,8 @@ const HANGER: &str = "hanging-agent";
 const BEAT: Duration = Duration::from_millis(500);
 /// How long its lease lasts unless it is extended.
 const LEASE: resurgam_model::Duration = resurgam_model::Duration::from_secs(10);
+/// How long one claim waits.
+const WAIT: resurgam_model::Duration = resurgam_model::Duration::from_secs(1);
 /// How long until it must have a task.
 const TAKEN: Duration = Duration::from_secs(30);
 /// A task hangs after a minute at the earliest; so long until that must be noticed.
@@ -44,7 +46,6 @@ impl Drill<'_> {
             version: None,
             heartbeat: None,
         };
-        client.register(&registration).await.map_err(told)?;
         self.say("an agent takes a task, and hangs");
         let claim = Claim {
             agent: id.clone(),
@@ -55,9 +56,19 @@ impl Drill<'_> {
             id: None,
             again: false,
         };
-        let lease =
-            client.claim(&claim, resurgam_model::Duration(TAKEN)).await.map_err(told)?.pop();
-        let lease = lease.ok_or_else(|| Error::Drill("it got no task".to_owned()))?;
+        let deadline = Instant::now() + TAKEN;
+        let lease = loop {
+            // Again and again: who only waits for a task shows no sign of life meanwhile.
+            client.register(&registration).await.map_err(told)?;
+            match client.claim(&claim, WAIT).await.map(|mut leases| leases.pop()) {
+                Ok(Some(lease)) => break lease,
+                Err(error) if Instant::now() > deadline => return Err(told(error)),
+                Ok(None) if Instant::now() > deadline => {
+                    return Err(Error::Drill("it got no task".to_owned()));
+                }
+                Ok(None) | Err(_) => {}
+            }
+        };
         let at = Timestamp::now();
         let mut life = JoinSet::new();
         let lease = LeaseRef { task: lease.task, token: lease.token };

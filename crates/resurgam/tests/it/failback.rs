@@ -112,16 +112,6 @@ fn rounds(faults: &[&str]) {
 }
 
 #[test]
-fn the_controller_dies_while_nothing_is_handed_over_yet() {
-    rounds(&["die-after:confirm", "die-after:catch-up", "die-before:fence"]);
-}
-
-#[test]
-fn the_controller_dies_while_nobody_reigns() {
-    rounds(&["die-after:fence", "die-after:choose", "die-before:promote"]);
-}
-
-#[test]
-fn the_controller_dies_while_the_successor_reigns() {
-    rounds(&["die-after:promote", "die-after:reroute", "die-before:redundancy"]);
+fn the_controller_dies_before_and_while_nobody_reigns_and_after() {
+    rounds(&["die-after:catch-up", "die-after:fence", "die-before:promote", "die-after:promote"]);
 }
