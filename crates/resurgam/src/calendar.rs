@@ -50,6 +50,9 @@ pub(crate) struct Entry {
 pub(crate) enum Outcome {
     /// The controller has seen it in the calendar for the first time; `due` is that moment.
     Planned,
+    /// It has begun. Written first, so that a drill in which the controller is lost is not begun again by
+    /// the next one.
+    Begun,
     /// Every objective was met.
     Passed,
     /// An objective was missed, or it could not be done.
@@ -159,6 +162,9 @@ impl Calendar {
         else {
             return std::future::pending().await;
         };
+        if let Err(failure) = self.close() {
+            tracing::error!(error = failure.message, "the calendar");
+        }
         let mut hindered: BTreeMap<&ComponentName, String> = BTreeMap::new();
         loop {
             for drill in &self.plan.drills {
@@ -168,6 +174,18 @@ impl Calendar {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// What the controller before this one has begun, and did not live to see the end of.
+    fn close(&self) -> Result<(), Failure> {
+        let known = entries(&self.state_dir)?;
+        for drill in &self.plan.drills {
+            if let Some(begun) = last(&known, &drill.name).filter(|l| l.outcome == Outcome::Begun) {
+                let detail = "the controller ended meanwhile".to_owned();
+                self.note(drill, begun.due, Outcome::BrokenOff, detail)?;
+            }
+        }
+        Ok(())
     }
 
     async fn look<'a>(
@@ -200,8 +218,10 @@ impl Calendar {
                     return Ok(());
                 }
                 hindered.remove(&drill.name);
-                tracing::info!(drill = %drill.name, %due, "a drill of the calendar begins");
-                let (outcome, detail) = self.drill(drill, plan_file).await?;
+                self.note(drill, due, Outcome::Begun, String::new())?;
+                let came = self.drill(drill, plan_file).await;
+                let (outcome, detail) =
+                    came.unwrap_or_else(|failure| (Outcome::Failed, failure.message));
                 self.note(drill, due, outcome, detail)
             }
         }
@@ -215,7 +235,7 @@ impl Calendar {
         detail: String,
     ) -> Result<(), Failure> {
         match outcome {
-            Outcome::Planned | Outcome::Passed => {
+            Outcome::Planned | Outcome::Begun | Outcome::Passed => {
                 tracing::info!(drill = %drill.name, %due, ?outcome, "calendar");
             }
             Outcome::Failed | Outcome::BrokenOff | Outcome::Missed => {

@@ -18,7 +18,7 @@ pub(super) fn calendar(plan: &Plan, entries: &[Entry], findings: &mut Vec<Findin
                 "calendar-failed",
                 format!("the drill {} of {} did not pass: {}", drill.name, entry.due, entry.detail),
             ),
-            Outcome::Planned | Outcome::Passed | Outcome::BrokenOff => continue,
+            Outcome::Planned | Outcome::Begun | Outcome::Passed | Outcome::BrokenOff => continue,
         };
         let remedy = "see resurgam drill --calendar, and hold it by hand".to_owned();
         findings.push(Finding { level: Level::Risk, rule, problem, remedy });

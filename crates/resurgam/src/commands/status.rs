@@ -148,7 +148,7 @@ fn print_calendar(loaded: &Loaded) -> Result<(), Failure> {
         let word = match entry.outcome {
             Outcome::Missed => "was not held",
             Outcome::Failed => "did not pass",
-            Outcome::Planned | Outcome::Passed | Outcome::BrokenOff => continue,
+            Outcome::Planned | Outcome::Begun | Outcome::Passed | Outcome::BrokenOff => continue,
         };
         output::data(&format!(
             "the drill {} of {} {word}: {}",

@@ -56,6 +56,19 @@ fn a_blackout_and_an_open_incident_keep_drills_away_and_what_is_missed_is_told()
     assert_eq!(entry(&place)["last"]["outcome"], "planned");
     up.process.stop(&place);
 
+    // A drill in which the controller was lost is not begun once more by the next one.
+    let now = resurgam_model::Timestamp::now();
+    let begun = format!(
+        "{{\"name\":\"often\",\"due\":\"{now}\",\"at\":\"{now}\",\"outcome\":\"begun\",\"detail\":\"\"}}\n"
+    );
+    fs::write(place.path("state/calendar.jsonl"), begun).unwrap();
+    let up = Up::start(&place);
+    until("it is told that it was broken off", LONG, &place, || {
+        (entry(&place)["last"]["outcome"] == "broken-off").then_some(())
+    });
+    assert_eq!(entry(&place)["last"]["due"], now.to_string());
+    up.process.stop(&place);
+
     // As if nobody had run it for years; and an incident is open.
     let text = fs::read_to_string(place.path("resurgam.toml")).unwrap();
     let text = text.replace(blackout, "").replace("*/2 * * * * *", "0 0 1 1 *");
